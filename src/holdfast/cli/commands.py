@@ -1,0 +1,66 @@
+"""The tree of commands: what `holdfast` can do, and where each noun's commands are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import db, executions, run, verify
+from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, place_of
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="holdfast",
+    help="Durable execution with exactly-once effects.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if asked:
+        import holdfast
+
+        typer.echo(f"holdfast {holdfast.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    db: DbOption = None,
+    config: ConfigOption = None,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    place_of(context, db, config)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(2)
+
+
+@app.command("demo")
+def demo(
+    *,
+    seed: Annotated[int, typer.Option("--seed", help="Decides orders and moments of the kills.")] = 1,
+    turns: Annotated[int, typer.Option("--turns", help="Orders to fulfil.")] = 30,
+    kills: Annotated[int, typer.Option("--kills", help="Processes to kill.")] = 24,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="FOLDER", help="Leave ledger, books and logs there.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch processes being killed finish their work with every effect once."""
+    from holdfast.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(json=as_json, seed=seed, turns=turns, kills=kills, keep=keep))
+
+
+app.command("run")(run.run)
+app.add_typer(executions.commands, name="executions")
+app.command("verify")(verify.verify)
+app.add_typer(db.commands, name="db")

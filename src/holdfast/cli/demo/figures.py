@@ -1,0 +1,163 @@
+"""The demo's last word: what was to happen, what did, and whether that is once each and nothing lost.
+
+Every figure is counted in a book that outlived the processes: those of the two services, the marks the
+agents left, and Holdfast's ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+
+import holdfast
+from holdfast.cli.demo.agent import TurnReport, turn
+from holdfast.cli.demo.book import Follower
+from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order
+
+__all__ = ["Books", "Figures", "executions", "take_stock"]
+
+_PAGE_ROWS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the processes leave behind outside Holdfast's ledger."""
+
+    model: Follower
+    payments: Follower
+    tally: Follower
+
+    def follow(self) -> None:
+        """Read on in all of them."""
+        for book in (self.model, self.payments, self.tally):
+            book.follow()
+
+    @property
+    def paid(self) -> int:
+        """How many model calls were paid."""
+        return len(self.model.of("paid"))
+
+    @property
+    def applied(self) -> int:
+        """How many payments were applied."""
+        return len(self.payments.of("applied"))
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The result of a demo, with the names its JSON uses."""
+
+    turns_expected: int
+    turns_completed: int
+    kills: int
+    model_calls_paid: int
+    model_calls_expected: int
+    payments_expected: int
+    payments_applied: int
+    payments_doubled: int
+    steps_run: int
+    steps_replayed: int
+    decisions: int
+    lost: int
+    verify_ok: bool
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything happened, and happened once."""
+        return (
+            self.turns_completed == self.turns_expected
+            and self.model_calls_paid == self.model_calls_expected
+            and self.payments_applied == self.payments_expected
+            and self.payments_doubled == 0
+            and self.lost == 0
+            and self.verify_ok
+        )
+
+    def json(self) -> str:
+        """Return the figures as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    def table(self) -> Table:
+        """Return the figures as a table."""
+        table = Table(title="Every effect once" if self.ok else "NOT every effect once")
+        table.add_column("what")
+        table.add_column("expected", justify="right")
+        table.add_column("happened", justify="right")
+        for what, expected, happened in (
+            ("turns completed", self.turns_expected, self.turns_completed),
+            ("model calls paid", self.model_calls_expected, self.model_calls_paid),
+            ("payments applied", self.payments_expected, self.payments_applied),
+            ("payments applied twice", 0, self.payments_doubled),
+            ("lost", 0, self.lost),
+            ("ledger verified", "yes", "yes" if self.verify_ok else "NO"),
+            ("processes killed with SIGKILL", "", self.kills),
+            ("operators' decisions", "", self.decisions),
+            ("steps run", "", self.steps_run),
+            ("steps replayed from the ledger", "", self.steps_replayed),
+            ("seconds", "", f"{self.seconds:.1f}"),
+        ):
+            table.add_row(what, str(expected), str(happened))
+        return table
+
+
+async def executions(hf: holdfast.Holdfast) -> list[holdfast.Execution]:
+    """Return every turn the ledger knows."""
+    found: list[holdfast.Execution] = []
+    cursor: str | None = None
+    while True:
+        page = await hf.list(kind=turn.kind, limit=_PAGE_ROWS, cursor=cursor)
+        found.extend(page.items)
+        if (cursor := page.next) is None:
+            return found
+
+
+async def take_stock(
+    hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, *, kills: int, seconds: float
+) -> Figures:
+    """Count what happened, once everything has ended."""
+    books.follow()
+    completed = {execution.id for execution in await executions(hf) if execution.status == "completed"}
+    # Asking again is how any caller gets a recorded output: nothing runs.
+    reports = [await hf.run(turn, order.id, order.prompt, id=order.id) for order in orders if order.id in completed]
+    audit = await hf.audit()
+    verified = await hf.verify()
+    applied = Counter(entry["payment"]["order"] for entry in books.payments.of("applied"))
+    return Figures(
+        turns_expected=len(orders),
+        turns_completed=len(completed),
+        kills=kills,
+        model_calls_paid=books.paid,
+        model_calls_expected=MODEL_CALLS_PER_TURN * len(orders),
+        payments_expected=len(orders),
+        payments_applied=books.applied,
+        payments_doubled=sum(count - 1 for count in applied.values()),
+        steps_run=len(books.tally.of("ran")),
+        steps_replayed=len(books.tally.of("replayed")),
+        decisions=sum(record.event == "decision" for record in audit),
+        lost=_lost(orders, {report.order: report for report in reports}, books),
+        verify_ok=verified.ok,
+        seconds=round(seconds, 2),
+    )
+
+
+def _lost(orders: Iterable[Order], reports: dict[str, TurnReport], books: Books) -> int:
+    """Count the turns, payments and paid answers that are missing, or that the services know otherwise."""
+    payments = {entry["payment"]["order"]: entry["payment"] for entry in books.payments.of("applied")}
+    paid = Counter(entry["order"] for entry in books.model.of("paid"))
+    answered = {entry["message"]["id"] for entry in books.model.of("answered")}
+    lost = 0
+    for order in orders:
+        report, payment = reports.get(order.id), payments.get(order.id)
+        lost += max(0, MODEL_CALLS_PER_TURN - paid[order.id])
+        lost += payment is None or payment["amount_cents"] != order.amount_cents
+        if report is None:
+            lost += 1
+        else:
+            lost += payment is None or (report.payment, report.amount_cents) != (payment["id"], order.amount_cents)
+            lost += len(set(report.model_answers) - answered)
+    return lost

@@ -1,0 +1,48 @@
+"""`holdfast run`: run a durable function here, to its end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.ledger import JsonOption, Place, drive, placed
+
+__all__ = ["run"]
+
+
+@placed
+def run(
+    place: Place,
+    function: Annotated[str, typer.Argument(metavar="MODULE:FN", help="The durable function.", show_default=False)],
+    arguments: Annotated[
+        str | None,
+        typer.Argument(metavar="[JSON]", help="Arguments: an array by position, an object by name.", show_default=False),
+    ] = None,
+    *,
+    id: Annotated[
+        str | None, typer.Option("--id", help="Id of the execution. Default: a new one.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,  # noqa: ARG001 - accepted as everywhere; the output is JSON in any case
+) -> None:
+    """Run or resume a durable function here; its output, or the recorded one, is printed as JSON."""
+    from holdfast.cli.program import bind, declared, load_function
+    from holdfast.cli.render import line, warn
+    from holdfast.core.clock import SystemClock
+    from holdfast.core.codec import to_json
+    from holdfast.core.ids import uuid7
+
+    found = load_function(function)
+    call = bind(found, function, arguments)
+    if id is None:
+        id = str(uuid7(SystemClock().now()))
+        # Said before anything runs: whoever loses this process needs it to go on.
+        warn(id, "id")
+
+    async def work() -> str:
+        async with place.making() as hf:
+            with declared(found):
+                output = await hf.run(call, id=id)
+        return to_json(found.codecs()[1].encode(output))
+
+    line(drive(work()))

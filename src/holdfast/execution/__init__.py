@@ -1,0 +1,1 @@
+"""Durable execution: journaled steps, exactly-once effects, and replay after a crash."""

@@ -1,0 +1,108 @@
+"""The context of a running execution, with every durable call as a method.
+
+For programs that describe their steps instead of decorating functions; module functions act on the same
+scopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar, cast
+from uuid import UUID
+
+from holdfast.execution import keys
+from holdfast.execution.branches import Branch, Contender, Parallel, described, first_of, gathered
+from holdfast.execution.context import NewChapter, Run, current_scope
+from holdfast.execution.effects import StepDescriptor, StepHandle, StepRecord, check_name
+from holdfast.execution.scope import _scope
+from holdfast.execution.values import Asked, _now, _patched, _random_float, _random_uuid
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+
+_FRAMED = {kind: keys.what(kind, "", "") for kind in ("now", "random", "uuid", "first")}
+_SHAPES = {kind: keys.shape(framed, b"") for kind, framed in _FRAMED.items()}
+
+# --- values that are recorded ---------------------------------------------------------------------
+
+
+def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
+    """End the chapter and start the function again with new arguments, an empty journal and new keys."""
+    scope = current_scope("continue_as_new()")
+    signal = NewChapter(args, kwargs)
+    if scope is not None:
+        scope.own("continue_as_new", "")
+        scope.run.halt(signal)
+    raise signal
+
+
+class Context(Run):
+    """A running execution, for programs that describe their steps instead of decorating functions.
+
+    Attributes:
+        id: The execution's id.
+        kind: Which durable function, or what the opener called it.
+        generation: Which pass over the program, from 1.
+        chapter: Which chapter, from 0.
+    """
+
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
+        """Run, or replay, the described step; `op` gets its handle. A plain `op` runs in a thread."""
+        return described(self.scope_here(), descriptor, op).perform()
+
+    def step_recorded(
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]
+    ) -> Coroutine[Any, Any, StepRecord[T]]:
+        """As `step`, returning the value together with how it came about."""
+        return described(self.scope_here(), descriptor, op).perform_recorded()
+
+    def parallel(self, label: str = "parallel") -> Parallel:
+        """Open a block whose steps start at once; its end awaits all and cancels none.
+
+        Errors that nobody awaited are raised as an ExceptionGroup.
+        """
+        return Parallel(label, self.scope_here())
+
+    def branch(self, label: str = "branch") -> Branch:
+        """Open a part of the program whose durable calls are numbered on their own."""
+        return Branch(label, self.scope_here())
+
+    def gather(self, *aws: Awaitable[T], return_exceptions: bool = False) -> Coroutine[Any, Any, list[T]]:
+        """As `holdfast.gather`."""
+        scope = self.scope_here()
+        return gathered([Contender(scope, each) for each in aws], return_exceptions=return_exceptions)
+
+    def first(self, *aws: Awaitable[T]) -> Coroutine[Any, Any, tuple[int, T]]:
+        """As `holdfast.first`."""
+        scope = self.scope_here()
+        return first_of(Asked(scope, "first"), [Contender(scope, each) for each in aws])
+
+    def now(self) -> Coroutine[Any, Any, datetime]:
+        """As `holdfast.now`."""
+        return _now(Asked(self.scope_here(), "now"))
+
+    def random(self) -> Coroutine[Any, Any, float]:
+        """As `holdfast.random`."""
+        return _random_float(Asked(self.scope_here(), "random"))
+
+    def uuid(self) -> Coroutine[Any, Any, UUID]:
+        """As `holdfast.uuid`."""
+        return _random_uuid(Asked(self.scope_here(), "uuid"))
+
+    def patched(self, name: str) -> Coroutine[Any, Any, bool]:
+        """As `holdfast.patched`."""
+        check_name(name, "patch")
+        scope = self.scope_here()
+        scope.own("patched", name)
+        return _patched(scope, name, scope.counter)
+
+
+def current() -> Context | None:
+    """Return the context of the execution this code runs in, or None."""
+    scope = _scope.get()
+    return cast(Context, scope.run) if scope is not None else None

@@ -1,0 +1,98 @@
+"""Run a program without a ledger: durable calls become what they are called after.
+
+With `enabled=false` nothing is written anywhere. Decorated steps are ordinary calls by themselves; this
+module is the context that programs get which describe their steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+from holdfast.execution import branches, values
+from holdfast.execution.effects import Live, StepDescriptor, StepHandle, StepRecord
+from holdfast.execution.scope import _effect
+
+T = TypeVar("T")
+
+
+async def _operate(id: str, index: int, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> Any:
+    handle = StepHandle(id, b"", index, descriptor.name, b"\0" * 32, 1)
+    token = _effect.set(handle)
+    try:
+        if inspect.iscoroutinefunction(op):
+            return await op(handle)
+        value = await asyncio.to_thread(op, handle)
+        return await value if inspect.isawaitable(value) else value
+    finally:
+        _effect.reset(token)
+
+
+class PlainParallel:
+    """Steps that start at once, without positions in a ledger."""
+
+    def __init__(self, context: PlainContext) -> None:
+        self._context = context
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> PlainParallel:
+        await self._group.__aenter__()
+        return self
+
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> asyncio.Future[T]:
+        """Start a step now."""
+        return self._group.create_task(self._context.step(descriptor, op))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._group.__aexit__(kind, error, trace)
+
+
+class PlainContext:
+    """The context of an execution that is not recorded."""
+
+    generation = 1
+    chapter = 0
+    replaying = False
+    degraded = False
+    should_continue = False
+
+    def __init__(self, id: str, kind: str) -> None:
+        self.id = id
+        self.kind = kind
+        self.uid = b"\0" * 16
+        self.output: Any = None
+        self._count = 0
+
+    def set_output(self, value: Any) -> None:
+        """Keep the output; nobody reads it from a ledger."""
+        self.output = value
+
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
+        """Call the operation."""
+        self._count += 1
+        return _operate(self.id, self._count - 1, descriptor, op)
+
+    async def step_recorded(
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]
+    ) -> StepRecord[T]:
+        """Call the operation and say that it ran."""
+        index = self._count
+        value = await self.step(descriptor, op)
+        return StepRecord(str(index), b"\0" * 32, 1, value, Live(value))
+
+    def parallel(self, label: str = "parallel") -> PlainParallel:
+        """Open a block whose steps start at once."""
+        return PlainParallel(self)
+
+    branch = staticmethod(branches.branch)
+    gather = staticmethod(branches.gather)
+    first = staticmethod(branches.first)
+    now = staticmethod(values.now)
+    random = staticmethod(values.random)
+    uuid = staticmethod(values.uuid)
+    patched = staticmethod(values.patched)

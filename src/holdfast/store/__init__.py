@@ -1,0 +1,96 @@
+"""The store: the only SQL and the only drivers.
+
+`open_database` opens a ledger in a SQLite file, in memory, or in PostgreSQL. What opens the same ledger again
+in the same event loop gets the same `Database`, so that nothing in a process contends with itself for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from typing import Any
+
+from holdfast.core.clock import Clock, SystemClock
+from holdfast.core.errors import ConfigError
+from holdfast.store.database import Append, Database, Plan, Row, Tx
+from holdfast.store.settings import StoreSettings
+from holdfast.store.sqlite import MEMORY, open_sqlite
+
+__all__ = ["Append", "Database", "Plan", "Row", "StoreSettings", "Tx", "open_database"]
+
+_Key = tuple[int, str, bool]
+_open: dict[_Key, Any] = {}
+_opening: dict[_Key, asyncio.Future[None]] = {}
+
+
+async def open_database(
+    target: str | os.PathLike[str],
+    *,
+    clock: Clock,
+    settings: StoreSettings | None = None,
+    namespace: bytes | None = None,
+    read_only: bool = False,
+) -> Database:
+    """Open a ledger, or take a share in one this event loop has open; give it back with `close`.
+
+    The settings of the first opener hold. `:memory:` is never shared.
+
+    Args:
+        target: A path, `:memory:`, or a `postgresql://` URL.
+        clock: The database's time; a shared one must be the same.
+        settings: Limits.
+        namespace: What a new ledger gets, and an old one must have.
+        read_only: Change nothing, and refuse to write.
+
+    Raises:
+        ConfigError: The target makes no sense, needs an extra that is not installed, or is open with another clock.
+        StoreError: The ledger cannot be opened; the error says why.
+    """
+    settings = settings or StoreSettings()
+    name = os.fspath(target)
+    if not name:
+        raise ConfigError("the ledger has no name", "give a path, ':memory:' or a postgresql:// URL")
+    if name == MEMORY:
+        return await open_sqlite(name, clock=clock, settings=settings, namespace=namespace)
+    postgres = name.startswith(("postgresql://", "postgres://"))
+    if not postgres:
+        if "://" in name:
+            raise ConfigError("the ledger's URL is not one of PostgreSQL", "give a path or a postgresql:// URL")
+        name = os.path.realpath(name)  # noqa: ASYNC240 - quick, and once per opening
+    key = (id(asyncio.get_running_loop()), name, read_only)
+    while key in _opening:
+        await asyncio.wait((_opening[key],))
+    shared = _open.get(key)
+    if shared is not None and not shared.gone and shared.shares > 0 and _is_home(shared):
+        _check_clock(shared, clock)
+        shared.shares += 1
+        return shared  # type: ignore[no-any-return]
+    _opening[key] = asyncio.get_running_loop().create_future()
+    try:
+        opener = _postgres() if postgres else open_sqlite
+        _open[key] = await opener(name, clock=clock, settings=settings, namespace=namespace, read_only=read_only)
+    finally:
+        _opening.pop(key).set_result(None)
+    return _open[key]  # type: ignore[no-any-return]
+
+
+def _is_home(database: Any) -> bool:
+    # The loop's id may be that of an earlier loop, and the entry may come from before a fork.
+    return database.home.loop is asyncio.get_running_loop() and not database.home.foreign
+
+
+def _check_clock(database: Database, clock: Clock) -> None:
+    if database.clock is not clock and not (type(clock) is type(database.clock) is SystemClock):
+        raise ConfigError(f"{database.label} is open with another clock", "give all that share a ledger the same clock")
+
+
+def _postgres() -> Any:
+    try:
+        return importlib.import_module("holdfast.store.postgres").open_postgres
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise ConfigError(
+            "PostgreSQL needs the package asyncpg", "pip install 'holdfast[postgres]'", code="config.missing_extra"
+        ) from None

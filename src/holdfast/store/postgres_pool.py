@@ -1,0 +1,275 @@
+"""Connections to PostgreSQL: made as they should be, lent to one transaction at a time.
+
+Invariants:
+    - A session commits with `synchronous_commit=on`, in READ COMMITTED, on a server that flushes.
+    - A connection is lent once at a time, and comes back outside a transaction or not at all.
+    - No connection is used or closed in a forked child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from holdfast.core.errors import ConfigError, StoreError
+from holdfast.store.catalogue import Catalogue
+from holdfast.store.database import Row
+from holdfast.store.home import leak
+from holdfast.store.postgres_errors import DRIVER_ERRORS, Edge, is_lost, translate
+
+if TYPE_CHECKING:
+    from holdfast.store.settings import StoreSettings
+
+__all__ = ["Connector", "Link", "Pool"]
+
+CONNECT_S = 10.0
+CLOSE_S = 2.0
+SERVER_MIN = 140_000
+"""PostgreSQL 14 waits for a session to end when it is told to end it, which a lost commit needs."""
+IDLE_MAX = 4
+SETTINGS = {
+    "application_name": "holdfast",
+    "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
+    "jit": "off",  # it takes longer than any of our statements
+}
+"""A setting of the server, the database or the role must not weaken what an acknowledgement promises."""
+
+
+class Link:
+    """A connection, and what the server calls its session.
+
+    Attributes:
+        connection: The driver's connection.
+        session: What `ledger.session` said of it.
+        used: Whether a transaction has been on it: its server may have gone since.
+    """
+
+    __slots__ = ("connection", "session", "used")
+
+    def __init__(self, connection: Any, session: Row) -> None:
+        self.connection = connection
+        self.session = session
+        self.used = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can be used no more."""
+        return bool(self.connection.is_closed())
+
+
+class Connector:
+    """Opens connections, and knows all that are open."""
+
+    def __init__(
+        self, url: str, label: str, *, settings: StoreSettings, statements: Catalogue, read_only: bool
+    ) -> None:
+        self._url = url
+        self._label = label
+        self._unsafe = settings.allow_unsafe_storage
+        self._read_only = read_only
+        self._edge = Edge(label)
+        self._session = statements["ledger.session"]
+        self._links: set[Link] = set()
+
+    async def connect(self, settings: Mapping[str, str] | None = None) -> Link:
+        """Open a connection.
+
+        Raises:
+            ConfigError: The URL makes no sense, or the server does not flush and nobody allowed that.
+            StoreError: The server cannot be reached, refuses, is too old, or cannot be written.
+        """
+        wanted = {**SETTINGS, **(settings or {})}
+        if self._read_only:
+            wanted["default_transaction_read_only"] = "on"
+        try:
+            connection = await asyncpg.connect(
+                self._url, timeout=CONNECT_S, statement_cache_size=512, max_cached_statement_lifetime=0,
+                max_cacheable_statement_size=0,
+            )  # fmt: skip
+        except (asyncpg.ClientConfigurationError, ValueError):
+            raise ConfigError(f"{self._label} cannot be opened: its URL makes no sense", "check its parts") from None
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._label) from error
+        try:
+            with self._edge:
+                found = await connection.fetchrow(self._session.text, list(wanted), list(wanted.values()))
+            session = self._session.row(found)
+            self._check(session)
+        except BaseException:
+            connection.terminate()
+            raise
+        link = Link(connection, session)
+        self._links.add(link)
+        connection.add_termination_listener(lambda _: self._links.discard(link))
+        return link
+
+    async def close(self) -> None:
+        """Take leave of the server on every connection."""
+        links = list(self._links)
+        results = await asyncio.gather(
+            *(link.connection.close(timeout=CLOSE_S) for link in links), return_exceptions=True
+        )
+        for link, result in zip(links, results, strict=True):
+            if result is not None:
+                link.connection.terminate()
+
+    def terminate(self) -> None:
+        """Cut every connection, as the end of the process would."""
+        for link in list(self._links):
+            link.connection.terminate()
+
+    def leak(self) -> None:
+        """In a forked child: see to it that no connection is ever closed there."""
+        leak(list(self._links))
+
+    def owns(self, pid: int) -> bool:
+        """Whether a session of the server is one of these."""
+        return any(link.session.pid == pid for link in self._links)
+
+    def _check(self, session: Row) -> None:
+        if session.version < SERVER_MIN:
+            raise StoreError(
+                f"{self._label} runs PostgreSQL {session.version // 10_000}",
+                f"it must be {SERVER_MIN // 10_000} or newer",
+                code="store.server_version",
+            )
+        if session.encoding != "UTF8":
+            raise StoreError(
+                f"{self._label} encodes text as {session.encoding}", "create the database with ENCODING 'UTF8'",
+                code="store.encoding",
+            )  # fmt: skip
+        if not session.flushes and not self._unsafe:
+            raise ConfigError(
+                f"{self._label} runs with fsync=off: what it acknowledges may be lost",
+                "turn fsync on, or set allow_unsafe_storage",
+                code="config.unsafe_storage",
+                keys=("allow_unsafe_storage",),
+            )
+        if session.standby and not self._read_only:
+            raise StoreError(
+                f"{self._label} is a standby and cannot be written", "give the primary server", code="store.read_only"
+            )
+
+
+class Pool:
+    """Connections for transactions of one kind; whoever finds none free waits, in the order of asking.
+
+    Args:
+        connector: Opens them.
+        begin: The statement that begins such a transaction.
+        most: How many there may be.
+    """
+
+    def __init__(self, connector: Connector, *, begin: str, edge: Edge, most: int) -> None:
+        self._connector = connector
+        self._begin = begin
+        self._edge = edge
+        self._free = most
+        self._idle: list[Link] = []
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    async def begin(self) -> Link:
+        """Begin a transaction; give the connection back with `give`.
+
+        Raises:
+            StoreError: The server cannot be reached.
+        """
+        await self._admit()
+        try:
+            while True:
+                link = await self._find()
+                try:
+                    with self._edge:
+                        await link.connection.execute(self._begin)
+                except BaseException as error:
+                    link.connection.terminate()
+                    # The server may have restarted while the connection lay idle: nothing has happened yet.
+                    if link.used and isinstance(error.__cause__, Exception) and is_lost(error.__cause__):
+                        continue
+                    raise
+                link.used = True
+                return link
+        except BaseException:
+            self._release()
+            raise
+
+    def lend(self, link: Link) -> None:
+        """Take a connection that was made elsewhere."""
+        self._idle.append(link)
+
+    def give(self, link: Link) -> None:
+        """Take a connection back."""
+        if link.closed:
+            pass
+        elif link.connection.is_in_transaction() or len(self._idle) >= IDLE_MAX:
+            link.connection.terminate()
+        else:
+            self._idle.append(link)
+        self._release()
+
+    async def roll_back(self, link: Link) -> None:
+        """End a transaction without a trace, and take the connection back."""
+        try:
+            if not link.closed:
+                await link.connection.execute("ROLLBACK")
+        except BaseException as error:
+            link.connection.terminate()  # the server rolls back what nobody will commit
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.give(link)
+
+    async def commit(self, link: Link) -> None:
+        """Commit, and take the connection back.
+
+        Raises:
+            StoreError: It failed; after `Unavailable` nobody knows whether it did.
+        """
+        try:
+            with self._edge:
+                done = await link.connection.execute("COMMIT")
+        except BaseException:
+            link.connection.terminate()
+            raise
+        finally:
+            self.give(link)
+        if done != "COMMIT":
+            raise StoreError(
+                "nothing was committed: a statement of the transaction failed", "leave the block when it does"
+            )
+
+    async def _find(self) -> Link:
+        while self._idle:
+            link = self._idle.pop()
+            if not link.closed:
+                return link
+        return await self._connector.connect()
+
+    async def _admit(self) -> None:
+        if self._free > 0 and not self._line:
+            self._free -= 1
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):
+                self._line.remove(future)
+            if future.done() and not future.cancelled():
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        while self._line:
+            future = self._line.popleft()
+            if not future.done():
+                future.set_result(None)  # the place passes on
+                return
+        self._free += 1

@@ -1,0 +1,146 @@
+"""Keeps SQLite's write-ahead log from growing without bound, off the commit path.
+
+Commits only append to the log. A second connection, on a thread of its own, copies it into the file
+whenever it has grown by `CHECKPOINT_BYTES`. The log starts over when a commit finds it wholly copied and nobody
+reading from it; under a load that never pauses that moment may never come. So when the log outgrows
+`WAL_BYTES_MAX`, it is copied until little is left, and then writers are held off for that little.
+
+Invariants:
+    - A failure here loses nothing: what was not copied stays in the log, and later commits ask again.
+    - Writers are held off only when what is left to copy is small and no reader is in the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import apsw
+
+from holdfast.core.loops import spawn
+from holdfast.store.home import leak
+from holdfast.store.sqlite_pool import leave_log
+from holdfast.store.turn import Turn
+from holdfast.store.worker import Worker
+
+__all__ = ["CHECKPOINT_BYTES", "WAL_BYTES_MAX", "LogKeeper"]
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+WAL_BYTES_MAX = 64 * 1024 * 1024
+REST_PAGES_MAX = 512
+"""What may be left to copy while writers are held off: two megabytes, some ten milliseconds."""
+ROUNDS_MAX = 8
+READERS_MS = 50
+"""How long writers are held off at most for readers of the old log to end."""
+
+
+class LogKeeper:
+    """Watches the log of one ledger.
+
+    Args:
+        open_connection: Opens another connection to the file; called on the keeper's thread.
+        turn: Whoever has it writes.
+        page_bytes: The file's page size.
+        label: What to call the file.
+    """
+
+    def __init__(
+        self,
+        open_connection: Callable[[], apsw.Connection],
+        *,
+        turn: Turn,
+        loop: asyncio.AbstractEventLoop,
+        page_bytes: int,
+        label: str,
+    ) -> None:
+        self._open = open_connection
+        self._turn = turn
+        self._label = label
+        self._step = max(CHECKPOINT_BYTES // page_bytes, 1)
+        self._pages_max = max(WAL_BYTES_MAX // page_bytes, 1)
+        self._worker = Worker("holdfast log", loop, naps=False)
+        self._connection: apsw.Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+        self._seen = 0
+        self._due_at = self._step
+        self.pages = 0
+
+    def on_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        """Take note of the log's length; SQLite calls it with every commit, on whichever thread."""
+        self.pages = pages
+        return apsw.SQLITE_OK
+
+    def look(self) -> None:
+        """Start copying when it is time; call it in the loop after commits."""
+        pages = self.pages
+        if pages < self._seen:  # it has started over
+            self._due_at = self._step
+        self._seen = pages
+        if pages >= self._due_at and self._task is None and not self._over:
+            self._task = spawn(self._keep(), "holdfast log")
+
+    async def stop(self) -> None:
+        """End, and close the connection."""
+        self._over = True
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+        await self._worker.call(self._close)
+        self._worker.end()
+
+    def abandon(self) -> None:
+        """End at once; the connection is closed after what is under way on it."""
+        self._over = True
+        if self._connection is not None:
+            leave_log(self._connection)
+        self._worker.submit(self._close, lambda _: None)
+        self._worker.end()
+
+    def leak(self) -> None:
+        """Never close the connection: this is a forked child."""
+        if self._connection is not None:
+            leak(self._connection)
+
+    async def _keep(self) -> None:
+        try:
+            small = await self._worker.call(self._copy)
+            if small and self.pages >= self._pages_max and not self._over:
+                await self._turn.take()
+                try:
+                    await self._worker.call(self._start_over)
+                finally:
+                    self._turn.give()
+        except apsw.Error as error:
+            log.warning("copying the log of %s into it failed, to be tried again: %s", self._label, error)
+        finally:
+            self._due_at = self.pages + self._step
+            self._task = None
+
+    def _copy(self) -> bool:
+        """Copy until little is left; False: a reader, or the pace of writing, is in the way."""
+        if self._connection is None:
+            self._connection = self._open()
+        done = -1
+        for _ in range(ROUNDS_MAX):
+            length, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if length - copied <= REST_PAGES_MAX or self.pages < self._pages_max:
+                return True
+            if copied == done:
+                return False
+            done = copied
+        return False
+
+    def _start_over(self) -> None:
+        if self._connection is not None:
+            self._connection.set_busy_timeout(READERS_MS)
+            with contextlib.suppress(apsw.BusyError):
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close(True)  # noqa: FBT003 - force: its cursors go with it
+            self._connection = None
