@@ -104,4 +104,9 @@ def app() -> holdfast.Holdfast:
     return holdfast.open(os.environ["SHOP_LEDGER"])
 
 
+async def slow_app() -> holdfast.Holdfast:
+    """What cannot be called without a loop is no application."""
+    return app()
+
+
 not_an_app = 3

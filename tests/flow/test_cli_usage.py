@@ -83,7 +83,9 @@ def test_the_version_is_the_package_s() -> None:
 
 def test_the_command_starts_quickly() -> None:
     """Showing help loads neither a driver nor the engine; that is what makes it quick on any machine."""
-    script = "import sys, holdfast.cli.main; holdfast.cli.main.invoke(['executions', 'list', '--help']); print(*sys.modules)"
+    script = (
+        "import sys, holdfast.cli.main; holdfast.cli.main.invoke(['executions', 'list', '--help']); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert {"typer", "holdfast.cli.executions"} <= loaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,12 @@ async def notes(path: Path | str, **options: Any) -> AsyncIterator[SqliteDatabas
         yield database
     finally:
         await database.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until something holds."""
+    while not condition():  # noqa: ASYNC110 - nothing tells; a test would have to be told
+        await asyncio.sleep(0)
 
 
 async def put(database: SqliteDatabase, appends: Iterable[Append]) -> list[Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 
-from tests.store.notes import count, listed, note, notes, open_notes, put
+from tests.store.notes import count, listed, note, notes, open_notes, put, until
 
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import HoldfastError, WrongProcess
-from holdfast.store import StoreSettings, open_database
+from holdfast.store import StoreSettings, catalogue, open_database
+from holdfast.store.migrate import load as migrate_files
 
 
 def say(*words: object) -> None:
@@ -36,11 +39,12 @@ async def crowd(path: str, first: str, runs: str, amount: str) -> None:
             for idx in range(int(amount)):
                 assert (await put(database, [note(run, idx)]))[0].run == run
 
+        say("ready")
         await asyncio.gather(*(one(int(first) + run) for run in range(int(runs))))
     say("done")
 
 
-async def hold(path: str, seconds: str) -> None:
+async def hold(path: str) -> None:
     """Keep a write transaction open until told to go on."""
     async with notes(path) as database, database.write():
         say("holding")
@@ -60,9 +64,9 @@ async def own_and_fork(path: str) -> None:
     database = await open_notes(path)
     say(await database.owner.ensure())
     if os.fork() == 0:
+        say("forked")
         sys.stdin.readline()
         os._exit(0)
-    say("forked")
     await asyncio.get_running_loop().create_future()
 
 
@@ -74,7 +78,8 @@ async def fork(path: str) -> None:
         child = os.fork()
         if child == 0:
             refused = 0
-            for use in (database.read, database.write, lambda: database.wake("c"), lambda: database.writer.offer(object())):
+            offer = partial(database.writer.offer, note(1, 9, quiet=True))
+            for use in (database.read, database.write, partial(database.wake, "c"), offer):
                 try:
                     use()
                 except WrongProcess:
@@ -84,9 +89,10 @@ async def fork(path: str) -> None:
                     wait.send(None)
                 except WrongProcess:
                     refused += 1
-            del database
-            sys.exit(refused)  # the interpreter ends in good order, and takes what it holds with it
-        _, status = os.waitpid(child, 0)
+            del use, wait, offer, database.connection, database._pool
+            gc.collect()  # closing a connection here would fold the parent's log
+            os._exit(refused)
+        _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
         say(os.waitstatus_to_exitcode(status))
         await put(database, [note(1, 1)])
         say(await listed(database, 1), database.owner.fresh())
@@ -109,15 +115,15 @@ async def fill(path: str) -> None:
         assert database.writer.offer(append)
         later = note(1, 2)
         assert database.writer.offer(later)
-        while not database.writer.failures:
-            await asyncio.sleep(0)
+        await until(lambda: database.writer.failures)
         try:
             async with database.write() as tx:
                 await tx.run("notes.add", [(1, 3, b"x" * 100_000, 1)])
         except HoldfastError as error:
             say(error.code, error.hint != "")
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert append.future is not None and later.future is not None
+        assert append.future is not None
+        assert later.future is not None
         await append.future
         await later.future
         say(await listed(database, 1), await count(database))
@@ -125,6 +131,8 @@ async def fill(path: str) -> None:
 
 async def unprivileged(path: str, *what: str) -> None:
     """Open as a user who may not, and say why not."""
+    catalogue.load("sqlite")  # read now: that user may not be able to
+    migrate_files("sqlite")
     if os.getuid() == 0:
         os.setuid(65534)
     try:

@@ -1,5 +1,6 @@
 """Owners: the lock file, the lease, and telling the dead from the living."""
 
+# ruff: noqa: ASYNC240 - the files are the tests' own, and small
 from __future__ import annotations
 
 import asyncio
@@ -9,13 +10,15 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.store import processes
-from tests.store.notes import notes, open_notes
+from tests.store.notes import notes, open_notes, until
+from tests.store.processes import Program
 
 from holdfast.core import points
 from holdfast.core.errors import StoreError
@@ -30,9 +33,17 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db")
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a test enters here ends with it."""
+    with ExitStack() as stack:
+        yield stack
+
+
 async def row_of(database: SqliteDatabase, owner_id: str) -> Any:
     async with database.read() as tx:
-        return await tx.one("owners.get", owner_id=owner_id)
+        rows = {row.owner_id: row for row in await tx.all("owners.list")}
+    return rows.get(owner_id)
 
 
 async def test_an_owner_holds_its_lock_before_it_has_a_row(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,28 +71,26 @@ async def test_an_owner_holds_its_lock_before_it_has_a_row(path: str, monkeypatc
         assert isinstance(probe(row), Alive), "to itself, too"
 
 
-async def test_an_owner_that_closes_removes_its_row_and_file(path: str) -> None:
+async def test_an_owner_that_closes_removes_its_row_and_file(path: str, stack: ExitStack) -> None:
     async with notes(path) as other:
-        process = processes.start("own", path)
-        owner_id = await asyncio.to_thread(processes.hear, process)
+        process = stack.enter_context(Program("own", path))
+        owner_id = await process.hear()
         row = await row_of(other, owner_id)
         assert isinstance(probe(row), Alive)
-        processes.say(process)
-        assert process.wait(10) == 0
+        process.say()
+        assert process.finish() == []
         assert await row_of(other, owner_id) is None
         assert not Path(row.lock_path).exists()
         assert probe(row) == Unknown(), "there is no file: the lease decides"
-        process.communicate()
 
 
-async def test_a_killed_owner_is_dead_at_once(path: str) -> None:
+async def test_a_killed_owner_is_dead_at_once(path: str, stack: ExitStack) -> None:
     async with notes(path) as database:
-        process = processes.start("own", path)
-        row = await row_of(database, await asyncio.to_thread(processes.hear, process))
-        process.send_signal(signal.SIGSTOP)
+        process = stack.enter_context(Program("own", path))
+        row = await row_of(database, await process.hear())
+        process.process.send_signal(signal.SIGSTOP)
         assert isinstance(probe(row), Alive), "a stopped process is alive"
         process.kill()
-        process.communicate()
         dead = probe(row)
         assert isinstance(dead, Dead)
         assert isinstance(probe(row), Alive), "whoever holds the lock keeps others away"
@@ -95,12 +104,11 @@ async def test_a_killed_owner_is_dead_at_once(path: str) -> None:
         assert probe(row) == Unknown()
 
 
-async def test_a_claim_that_failed_lets_go_of_the_lock(path: str) -> None:
+async def test_a_claim_that_failed_lets_go_of_the_lock(path: str, stack: ExitStack) -> None:
     async with notes(path) as database:
-        process = processes.start("own", path)
-        row = await row_of(database, await asyncio.to_thread(processes.hear, process))
+        process = stack.enter_context(Program("own", path))
+        row = await row_of(database, await process.hear())
         process.kill()
-        process.communicate()
         first = probe(row)
         assert isinstance(first, Dead)
         first.lock.release()
@@ -109,29 +117,32 @@ async def test_a_claim_that_failed_lets_go_of_the_lock(path: str) -> None:
         second.lock.remove()
 
 
-async def test_a_forked_child_keeps_no_lock_of_a_dead_parent(path: str) -> None:
+async def test_a_forked_child_keeps_no_lock_of_a_dead_parent(path: str, stack: ExitStack) -> None:
     async with notes(path) as database:
-        process = processes.start("own_and_fork", path)
-        row = await row_of(database, await asyncio.to_thread(processes.hear, process))
-        assert await asyncio.to_thread(processes.hear, process) == "forked"
+        process = stack.enter_context(Program("own_and_fork", path))
+        row = await row_of(database, await process.hear())
+        assert await process.hear() == "forked"
         assert isinstance(probe(row), Alive)
         process.kill()
-        process.wait(10)
         dead = probe(row)  # its child is still there
         assert isinstance(dead, Dead)
         dead.lock.remove()
-        processes.say(process)
-        process.communicate()
+        process.say()
 
 
 async def test_a_started_program_inherits_no_lock(path: str) -> None:
     database = await open_notes(path)
     await database.owner.ensure()
     row = await row_of(database, database.owner.id)
-    started = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False
+    started = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
+        [sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        close_fds=False,
     )
     try:
+        assert started.stdout is not None
+        started.stdout.readline()  # the kernel closes descriptors on exec a moment after it lets the parent go on
         database.abandon()
         dead = probe(row)
         assert isinstance(dead, Dead)
@@ -146,7 +157,9 @@ async def test_an_owner_renews_its_lease(path: str) -> None:
         await database.owner.ensure()
         first = (await row_of(database, database.owner.id)).lease_until
         assert first == clock.now() + 3_000_000
+        lease = database.owner._lease
         await clock.advance(timedelta(seconds=1))
+        await until(lambda: database.owner._lease is not lease)
         assert (await row_of(database, database.owner.id)).lease_until == first + 1_000_000
 
 
@@ -160,8 +173,7 @@ async def test_an_owner_that_could_not_renew_is_not_fresh_until_it_has(path: str
             assert owner.fresh()
             await clock.advance(timedelta(milliseconds=1))
             assert not owner.fresh()
-        while not owner.fresh():
-            await asyncio.sleep(0)
+        await until(owner.fresh)
         assert (await row_of(database, owner.id)).lease_until == clock.now() + 3_000_000
 
 

@@ -1,14 +1,16 @@
 """The ledger in a SQLite file: opening, blocks, other processes, broken files, the log."""
 
+# ruff: noqa: ASYNC240, PT012 - the files are the tests' own and small; what fails is often a block's end
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
-import signal
 import stat
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import apsw
 import pytest
 from tests.store import processes
-from tests.store.notes import count, listed, note, notes, open_notes, put
+from tests.store.notes import count, listed, note, notes, open_notes, put, until
+from tests.store.processes import Program
 
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import Busy, Closed, ConfigError, Conflict, SchemaMismatch, StoreError, Unavailable, WrongLoop
@@ -33,6 +36,13 @@ def path(tmp_path: Path) -> str:
 @pytest.fixture(params=["file", "memory"])
 def target(request: pytest.FixtureRequest, path: str) -> str:
     return path if request.param == "file" else ":memory:"
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a test enters here ends with it."""
+    with ExitStack() as stack:
+        yield stack
 
 
 async def open_reader(path: str) -> SqliteDatabase:
@@ -103,9 +113,10 @@ async def test_a_target_that_makes_no_sense_is_refused(target: str) -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for wrong in ({"batch_items_max": 0}, {"renew_ms": 20_000}):
+    settings: tuple[dict[str, Any], ...] = ({"batch_items_max": 0}, {"renew_ms": 20_000})
+    for wrong in settings:
         with pytest.raises(ConfigError):
-            StoreSettings(**wrong)  # type: ignore[arg-type]
+            StoreSettings(**wrong)
 
 
 async def test_an_application_may_have_its_tables_in_the_same_file(path: str) -> None:
@@ -120,10 +131,11 @@ async def test_an_application_may_have_its_tables_in_the_same_file(path: str) ->
 
 
 async def test_several_processes_may_make_the_same_ledger(path: str) -> None:
-    running = [processes.start("migrate", path) for _ in range(4)]
-    said = [process.communicate(timeout=30)[0].strip() for process in running]
-    assert len(set(said)) == 1
-    assert len(said[0]) == 32
+    with ExitStack() as stack:
+        running = [stack.enter_context(Program("migrate", path)) for _ in range(4)]
+        said = [program.finish() for program in running]
+    assert all(each == said[0] for each in said)
+    assert len(said[0][0]) == 32
 
 
 async def test_every_thread_and_loop_but_its_own_is_refused(path: str) -> None:
@@ -132,7 +144,7 @@ async def test_every_thread_and_loop_but_its_own_is_refused(path: str) -> None:
 
         def elsewhere() -> None:
             async def use() -> None:
-                for action in (database.read, database.write, lambda: database.writer.offer(None)):  # type: ignore[arg-type]
+                for action in (database.read, database.write, lambda: database.writer.offer(note(1, 0))):
                     try:
                         action()
                     except WrongLoop as error:
@@ -328,28 +340,26 @@ async def test_a_hint_that_does_not_come_is_not_waited_for_longer(path: str) -> 
 # Other processes
 
 
-async def test_two_processes_append_to_one_file_at_once(path: str) -> None:
+async def test_two_processes_append_to_one_file_at_once(path: str, stack: ExitStack) -> None:
     async with notes(path) as database:
-        other = processes.start("crowd", path, 100, 8, 40)
+        other = stack.enter_context(Program("crowd", path, 100, 8, 40))
 
         async def one(run: int) -> None:
             for idx in range(40):
                 assert (await put(database, [note(run, idx)]))[0].run == run
 
+        assert await other.hear() == "ready"
         await asyncio.gather(*(one(run) for run in range(8)))
-        assert await asyncio.to_thread(processes.hear, other) == "done"
-        other.wait(10)
+        assert other.finish() == ["done"]
         assert await count(database) == 640
         assert await listed(database, 103) == list(range(40))
         assert database.writer.failures == 0
 
 
-async def test_another_process_that_writes_does_not_hold_up_the_loop(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_process_that_writes_does_not_hold_up_the_loop(path: str, stack: ExitStack) -> None:
     async with notes(path) as database:
-        other = processes.start("hold", path, 0)
-        assert await asyncio.to_thread(processes.hear, other) == "holding"
+        other = stack.enter_context(Program("hold", path))
+        assert await other.hear() == "holding"
         append = note(1, 0)
         database.writer.offer(append)
 
@@ -361,13 +371,12 @@ async def test_another_process_that_writes_does_not_hold_up_the_loop(
         for _ in range(50):
             await asyncio.sleep(0)
         assert await count(database) == 0, "reading goes on"
-        processes.say(other)
+        other.say()
         assert append.future is not None
         await append.future
         await writing
         assert await listed(database, 1) == [0, 1]
-        other.wait(10)
-        processes.hear(other)
+        assert other.finish() == ["done"]
 
 
 async def test_a_file_that_stays_busy_is_an_error_in_the_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,8 +389,7 @@ async def test_a_file_that_stays_busy_is_an_error_in_the_end(path: str, monkeypa
                 pass
         append = note(1, 0)
         database.writer.offer(append)
-        while not database.writer.failures:
-            await asyncio.sleep(0)
+        await until(lambda: database.writer.failures)
         assert append.state == "queued"
         other.execute("ROLLBACK")
         assert append.future is not None
@@ -390,18 +398,17 @@ async def test_a_file_that_stays_busy_is_an_error_in_the_end(path: str, monkeypa
 
 
 async def test_what_a_killed_process_had_acknowledged_is_there(path: str) -> None:
-    process = processes.start("append", path, 1, 100_000)
-    acknowledged = -1
-    while acknowledged < 50:
-        acknowledged = int(processes.hear(process))
-    process.send_signal(signal.SIGKILL)
-    assert process.stdout is not None
-    rest = [int(line) for line in process.stdout.read().split()]
-    process.wait(10)
+    with Program("append", path, 1, 100_000) as program:
+        acknowledged = -1
+        while acknowledged < 50:
+            acknowledged = int(await program.hear())
+        program.process.kill()
+        output, _ = program.process.communicate()
+        acknowledged = int((output.split() or [acknowledged])[-1])
     async with notes(path) as database:
         found = await listed(database, 1)
         assert found == list(range(len(found)))
-        assert len(found) > (rest or [acknowledged])[-1]
+        assert len(found) > acknowledged
 
 
 # Broken files
@@ -438,9 +445,8 @@ async def test_a_damaged_file_is_a_clear_error(path: str) -> None:
 
 
 async def test_a_newer_ledger_is_refused_and_left_alone(path: str) -> None:
-    async with notes(path) as database:
-        async with database.write() as tx:
-            await tx.run("ledger.put", [("schema", migrate.encode_number(999))])
+    async with notes(path) as database, database.write() as tx:
+        await tx.run("ledger.put", [("schema", migrate.encode_number(999))])
     before = everything(path)
     for read_only in (False, True):
         with pytest.raises(SchemaMismatch, match="999") as caught:
@@ -535,15 +541,13 @@ async def test_the_log_does_not_grow_without_bound(path: str, monkeypatch: pytes
             for idx in range(150):
                 await put(database, [note(run, idx, body=b"x" * 2000)])
 
-        largest = 0
+        sizes: list[int] = []
         writing = asyncio.gather(*(one(run) for run in range(8)))
-        while not writing.done():
-            await asyncio.sleep(0)
-            largest = max(largest, os.stat(path + "-wal").st_size)
+        await until(lambda: sizes.append(os.stat(path + "-wal").st_size) or writing.done())
         await writing
         assert await count(database) == 1200
         assert os.stat(path).st_size > 1_000_000, "most of it is in the file"
-        assert largest < 2_500_000
+        assert max(sizes) < 2_500_000
 
 
 async def test_a_reader_that_stays_does_not_hold_up_writers(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

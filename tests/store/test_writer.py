@@ -1,5 +1,6 @@
 """Group commit on SQLite: order, room, time, failure, recovery."""
 
+# ruff: noqa: ASYNC240 - the files are the tests' own, and small
 from __future__ import annotations
 
 import asyncio
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.store.notes import count, listed, note, notes, open_notes, put
+from tests.store.notes import count, listed, note, notes, open_notes, put, until
 
 from holdfast.core import points
 from holdfast.core.errors import Closed, Conflict, StoreError, Unavailable
 from holdfast.store import sqlite
+from holdfast.store.batch import Batch
 from holdfast.store.sqlite import SqliteDatabase
 from holdfast.store.writer import Overdue
 from holdfast.testing import ManualClock
@@ -69,13 +71,18 @@ async def test_appends_become_durable_in_the_order_they_were_offered(path: str, 
         assert database.writer.batches >= 100 // 7
 
 
-async def test_batches_keep_their_limits_and_a_large_append_goes_alone(path: str) -> None:
+async def test_batches_keep_their_limits_and_a_large_append_goes_alone(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with notes(path, batch_bytes_max=1000, batch_items_max=4) as database:
         sizes = []
         commit = database.commit
-        database.writer._committer.commit = lambda batch: (  # type: ignore[method-assign]
-            sizes.append((len(batch.items), batch.size)) or commit(batch)
-        )
+
+        def measured(batch: Batch) -> bool:
+            sizes.append((len(batch.items), batch.size))
+            return commit(batch)
+
+        monkeypatch.setattr(database, "commit", measured)
         await put(database, [note(1, idx, size=size) for idx, size in enumerate([10] * 6 + [5000] + [600] * 3)])
         assert sizes == [(4, 40), (2, 20), (1, 5000), (1, 600), (1, 600), (1, 600)]
 
@@ -308,7 +315,7 @@ async def test_waiting_for_room_counts_as_waiting(path: str) -> None:
         assert await listed(database, 1) == [0]
 
 
-async def test_a_long_stall_costs_few_looks_at_a_long_queue(path: str) -> None:
+async def test_a_long_stall_costs_few_looks_at_a_long_queue(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock()
     async with notes(path, clock=clock, ack_timeout_ms=1000) as database:
         writer = database.writer
@@ -321,7 +328,7 @@ async def test_a_long_stall_costs_few_looks_at_a_long_queue(path: str) -> None:
             looks += 1
             return expire(*arguments)
 
-        writer._expire = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(writer, "_expire", counted)
         for idx in range(500):
             writer.offer(note(1, idx, quiet=True))
             await clock.advance(timedelta(milliseconds=2))
@@ -341,7 +348,8 @@ async def test_a_writer_that_dies_comes_back_and_commits_in_order(path: str, mod
         for append in appends:
             assert writer.offer(append)
         writer.faults.die()
-        assert writer.offer(late := note(1, 50))
+        late = note(1, 50)
+        assert writer.offer(late)
         assert late.future is not None
         await late.future
         assert await listed(database, 1) == list(range(51))
@@ -368,8 +376,7 @@ async def test_what_may_be_on_disk_cannot_be_withdrawn(path: str) -> None:
         database.writer.faults.die(after_commit=True)
         append = note(1, 0)
         database.writer.offer(append)
-        while not database.writer.failures:
-            await asyncio.sleep(0)
+        await until(lambda: database.writer.failures)
         assert not database.writer.withdraw(append)
         assert append.future is not None
         assert (await append.future).run == 1
@@ -396,7 +403,7 @@ async def test_the_writer_backs_off_from_a_tenth_of_a_second_to_five(path: str) 
         await asyncio.sleep(0)
         await clock.advance(timedelta(seconds=0.11))
         assert again.future is not None
-        assert again.future.done(), "a commit resets the pause"
+        assert (await again.future).run == 1, "a commit resets the pause"
 
 
 async def test_close_commits_everything_that_was_accepted(path: str, mode: str) -> None:
@@ -414,7 +421,8 @@ async def test_close_commits_everything_that_was_accepted(path: str, mode: str) 
 async def test_close_brings_a_dead_writer_back_first(path: str) -> None:
     clock = ManualClock()
     database = await open_notes(path, clock=clock)
-    database.writer.offer(append := note(1, 0))
+    append = note(1, 0)
+    database.writer.offer(append)
     database.writer.faults.die()
     await database.close()
     assert append.state == "done"
@@ -519,6 +527,7 @@ async def saturated() -> Any:
     task = asyncio.ensure_future(spin())
     yield task
     task.cancel()
+    await asyncio.wait((task,))
 
 
 async def test_a_saturated_loop_does_not_starve_commits(path: str, mode: str, saturated: Any) -> None:

@@ -60,7 +60,9 @@ def list_executions(  # noqa: PLR0913 - a command's options are its parameters
     ] = False,
     app: Annotated[
         str | None,
-        typer.Option("--app", metavar="MODULE", help="Module whose kinds are known, for --orphaned.", show_default=False),
+        typer.Option(
+            "--app", metavar="MODULE", help="Module whose kinds are known, for --orphaned.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", help="How many, at most 500.")] = 50,
     cursor: Annotated[
@@ -148,7 +150,8 @@ def diff(
     id: IdArgument,
     *,
     left: Annotated[
-        int | None, typer.Option("--from", metavar="G", help="A generation. Default: the one before.", show_default=False)
+        int | None,
+        typer.Option("--from", metavar="G", help="A generation. Default: the one before.", show_default=False),
     ] = None,
     right: Annotated[
         int | None, typer.Option("--to", metavar="G", help="A generation. Default: the latest.", show_default=False)
@@ -182,7 +185,8 @@ def decide(  # noqa: PLR0913 - a command's options are its parameters
     place: Place,
     id: IdArgument,
     position: Annotated[
-        str, typer.Argument(metavar="POSITION", help="Where the open decision is, such as 3 or 0.2.", show_default=False)
+        str,
+        typer.Argument(metavar="POSITION", help="Where the open decision is, such as 3 or 0.2.", show_default=False),
     ],
     *,
     by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides; this is audited.", show_default=False)],

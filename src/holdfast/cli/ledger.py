@@ -41,7 +41,9 @@ DbOption = Annotated[
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", help="The configuration file. Default: the user's own.", show_default=False),
+    typer.Option(
+        "--config", metavar="FILE", help="The configuration file. Default: the user's own.", show_default=False
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -84,6 +84,10 @@ def invoke(arguments: Sequence[str]) -> int:
         return USAGE
     except BrokenPipeError:
         return READER_GONE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # typer makes an exit of it, with a code of its own
+            return READER_GONE
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     return answer if isinstance(answer, int) else OK

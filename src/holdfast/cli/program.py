@@ -8,10 +8,11 @@ Invariants:
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,7 @@ async def opened(spec: str, place: Place) -> AsyncIterator[Holdfast]:
     """
     import holdfast
     from holdfast.core.errors import ConfigError
+    from holdfast.execution.declare import Durable
 
     module, colon, name = spec.partition(":")
     if not module or (colon and not name):
@@ -154,8 +156,8 @@ async def opened(spec: str, place: Place) -> AsyncIterator[Holdfast]:
         raise ConfigError(
             f"{spec} opens a ledger of its own, and --db names one as well", f"leave out --db, or name {module} only"
         )
-    if not isinstance(app, holdfast.Holdfast) and callable(app):
-        app = app()
+    if callable(app) and not isinstance(app, Durable):
+        app = _called(app, spec)
     if not isinstance(app, holdfast.Holdfast):
         raise ConfigError(
             f"{spec} gives {_article(type(app).__name__)}, not an application",
@@ -163,6 +165,20 @@ async def opened(spec: str, place: Place) -> AsyncIterator[Holdfast]:
         )
     async with app as hf:
         yield hf
+
+
+def _called(function: Callable[[], Any], spec: str) -> Any:
+    from holdfast.core.errors import ConfigError, HoldfastError
+
+    try:
+        given = function()
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{spec} gives no application: {_told(error)}", "correct it and try again") from error
+    if inspect.iscoroutine(given):
+        given.close()  # it will never be awaited
+    return given
 
 
 def _import(module: str) -> Any:
@@ -191,10 +207,14 @@ def _import(module: str) -> Any:
 def _broken(module: str, error: Exception) -> Exception:
     from holdfast.core.errors import ConfigError
 
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    return ConfigError(f"module {module} does not import: {_told(error)}", "correct it and try again")
+
+
+def _told(error: Exception) -> str:
+    """An exception of the user's program in words, with its place there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-    what = "".join(traceback.format_exception_only(error)).strip()
-    return ConfigError(f"module {module} does not import: {what}{where}", "correct it and try again")
+    return "".join(traceback.format_exception_only(error)).strip() + where
 
 
 def _attribute(module: Any, name: str, spec: str) -> Any:

@@ -17,7 +17,9 @@ def run(
     function: Annotated[str, typer.Argument(metavar="MODULE:FN", help="The durable function.", show_default=False)],
     arguments: Annotated[
         str | None,
-        typer.Argument(metavar="[JSON]", help="Arguments: an array by position, an object by name.", show_default=False),
+        typer.Argument(
+            metavar="[JSON]", help="Arguments: an array by position, an object by name.", show_default=False
+        ),
     ] = None,
     *,
     id: Annotated[
@@ -34,15 +36,15 @@ def run(
 
     found = load_function(function)
     call = bind(found, function, arguments)
-    if id is None:
-        id = str(uuid7(SystemClock().now()))
-        # Said before anything runs: whoever loses this process needs it to go on.
-        warn(id, "id")
+    own_id = str(uuid7(SystemClock().now())) if id is None else id
 
     async def work() -> str:
         async with place.making() as hf:
+            if id is None:
+                # Said before anything runs: whoever loses this process needs it to go on.
+                warn(own_id, "id")
             with declared(found):
-                output = await hf.run(call, id=id)
+                output = await hf.run(call, id=own_id)
         return to_json(found.codecs()[1].encode(output))
 
     line(drive(work()))

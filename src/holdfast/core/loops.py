@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from holdfast.core.clock import Clock
 from holdfast.core.errors import HoldfastError
 
-__all__ = ["Loop", "Tasks", "spawn"]
+__all__ = ["Loop", "Tasks", "spawn", "spawn_held"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,11 @@ def spawn(coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task
+
+
+def spawn_held(coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Start a task that its caller holds on to until it has ended: `spawn` without its bookkeeping."""
+    return asyncio.get_running_loop().create_task(coro, name=name)
 
 
 class Tasks:

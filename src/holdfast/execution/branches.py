@@ -254,10 +254,11 @@ async def first_of(asked: Asked, contenders: list[Contender]) -> tuple[int, Any]
         asked.ride(OUTCOME, payload=encode(winner))
         await run.flush_riders()
     losers = [(c, t) for index, (c, t) in enumerate(zip(contenders, tasks, strict=True)) if index != winner]
-    run.losing.extend((c.path, c.index) for c, _ in losers)
+    places = [(c.path, c.index) for c, _ in losers]
+    run.losing = (*run.losing, *places)
     await run.settled_effects(lambda handle: any(c.concerns(handle) for c, _ in losers))
     await _cancel([task for _, task in losers])
-    del run.losing[len(run.losing) - len(losers) :]
+    run.losing = tuple(place for place in run.losing if place not in places)
     return winner, tasks[winner].result()
 
 

@@ -29,7 +29,7 @@ from holdfast.execution.errors import (
     PositionShape,
     ReplayDivergence,
 )
-from holdfast.execution.machine import Earlier, Record, describe, report, shown
+from holdfast.execution.machine import Past, Record, describe, report, shown
 from holdfast.execution.scope import Scope, _effect, _plain, _scope
 from holdfast.store.database import Append, Row
 from holdfast.store.writer import Overdue
@@ -76,6 +76,8 @@ class Run:
         self.engine = engine
         self.database = engine.database
         self.writer = engine.database.writer
+        self.owner = engine.database.owner
+        self.threads = engine.threads
         self.clock = engine.clock
         self.loop = engine.loop
         self.id = row.id
@@ -115,14 +117,12 @@ class Run:
         self.inflight: set[StepHandle] = set()
         self.drained: asyncio.Future[None] | None = None
         self.watch: asyncio.Future[None] | None = None
-        self.parked: set[asyncio.Future[None]] = set()
+        self.parked: set[asyncio.Future[None]] | None = None
         self.waiting = False
-        self.abandoned: dict[tuple[bytes, int], Any] = {}
-        self.losing: list[tuple[bytes, int | None]] = []
-        self.earlier: dict[bytes, Earlier] | None = None
-        self.asked: set[bytes] = set()
-        self.claimed: set[int] = set()
-        self.advised: set[str] = set()
+        self.abandoned: dict[tuple[bytes, int], Any] | None = None
+        self.losing: tuple[tuple[bytes, int | None], ...] = ()
+        self.past: Past | None = None
+        self.advised: set[str] | None = None
         self.open_positions: tuple[str, ...] = ()
         self.output: Any = None
         self.root = Scope(self, b"", b"", recorded=not self.fresh)
@@ -163,6 +163,11 @@ class Run:
 
     # --- guards ---
 
+    @property
+    def tidy(self) -> bool:
+        """Whether nothing is left to look after: the usual case of a program that ran through."""
+        return self.fresh and self.halted is None and not self.inflight and not self.abandoned and not self.root.entries
+
     def scope_here(self) -> Scope:
         """Return the scope durable calls of this context take positions in, here."""
         scope = _scope.get()
@@ -197,7 +202,7 @@ class Run:
             return
         self.halted = error
         self.over = True
-        for waiter in list(self.parked):
+        for waiter in list(self.parked or ()):
             if not waiter.done():
                 waiter.set_result(None)
         if isinstance(error, ExecutionCanceled):
@@ -345,6 +350,7 @@ class Run:
         """Wait until an instant, a halt or the deadline; then raise what stands against going on."""
         self.check()
         waiter: asyncio.Future[None] = self.loop.create_future()
+        self.parked = self.parked or set()
         self.parked.add(waiter)
         poll = self.engine.config.poll_ms / 1000
         try:
@@ -413,8 +419,11 @@ class Run:
         """Audit, once per step name, that policy or kind are not those the record was made under."""
         if record.outcome == "assumed":
             return  # its policy column says who vouched for the value
-        policy = spec.effect.policy.name if spec.effect.policy is not None else None
-        if (record.policy == policy and record.effect_kind == spec.effect.kind) or spec.name in self.advised:
+        policy = spec.policy_name
+        if record.policy == policy and record.effect_kind == spec.effect.kind:
+            return
+        self.advised = self.advised or set()
+        if spec.name in self.advised:
             return
         self.advised.add(spec.name)
         detail = {"was": [record.effect_kind, record.policy], "is": [spec.effect.kind, policy]}

@@ -18,7 +18,6 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
 
@@ -115,13 +114,15 @@ def _hints(fn: Callable[..., Any], depth: int) -> dict[str, Any] | None:
 # --- durable functions ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Call(Generic[R_co]):
     """A durable function with its arguments: what `Durable.bind` makes and `run` and `start` accept."""
 
-    fn: Durable[..., R_co]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    __slots__ = ("args", "fn", "kwargs")
+
+    def __init__(self, fn: Durable[..., R_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments by parameter name."""

@@ -31,9 +31,9 @@ points.register("ambiguity.audited")
 async def carried(call: StepCall) -> Any:
     """Look the key up in the earlier generations of the chapter; then guard against shifted effects."""
     run, spec = call.run, call.spec
-    assert run.earlier is not None
+    assert run.past is not None
     carries = spec.effect.cls != "idempotent" or run.engine.config.carry == "all"
-    known = run.earlier.get(call.key()) if carries else None
+    known = run.past.earlier.get(call.key()) if carries else None
     if known is None:
         return await shifted(call) if spec.guarded else await call.live(1)
     match machine.judge(known.records):
@@ -54,16 +54,16 @@ async def take_over(call: StepCall, known: Earlier, record: Record) -> Any:
     assert full is not None
     fields = {"outcome": full.outcome, "payload": full.payload, "carried_from": full.seq}
     await run.store([call.entry(OUTCOME, full.attempt, **fields)], len(full.payload or b"") + 256, "outcome")
-    run.claimed.update(each.seq for each in known.records)
+    assert run.past is not None
+    run.past.claim(known)
     return await call.settled(Record(*full))
 
 
 async def shifted(call: StepCall) -> Any:
     """Stop a new effect that looks like an old one under another key."""
     run, spec = call.run, call.spec
-    assert run.earlier is not None
-    left = machine.unclaimed(run.earlier.values(), run.asked, run.claimed)
-    candidate = machine.shifted(spec.name, left)
+    assert run.past is not None
+    candidate = run.past.shifted(spec.name)
     if candidate is None:
         return await call.live(1)
     fields = {
@@ -75,7 +75,7 @@ async def shifted(call: StepCall) -> Any:
         run.audit("shifted_effect", position=call.position, detail={"action": "run"}, **fields)
         return await call.live(1)
     record = candidate.outcome or candidate.records[-1]
-    run.claimed.update(each.seq for each in candidate.records)
+    run.past.claim(candidate)
     held = call.entry(OPENED, 0, carried_from=record.seq)
     return await ask(call, "shifted_effect", [held], event="shifted_effect")
 
@@ -118,7 +118,7 @@ def audit_ambiguity(call: StepCall, policy: Policy, decision: str) -> tuple[str,
 async def probe(call: StepCall, policy: Reconcile, attempt: int) -> Verdict:
     """Ask the other side; no clear answer in time is `unknown`."""
     run = call.run
-    handle = StepHandle(run.id, call.scope.path, call.index, call.spec.name, call.key(), attempt)
+    handle = StepHandle(call, attempt)
     task = run.engine.tasks.spawn(_ask_probe(call, policy, handle), "probe")
     try:
         if await run.clock.wait(task, run.engine.config.probe_timeout_ms / 1000):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from holdfast.core.codec import Codec, codec, encode, json_blob
 from holdfast.core.errors import CodecError, ConfigError, LimitError
@@ -333,6 +333,31 @@ def check_fingerprint(name: str, fingerprint: bytes) -> None:
         )
 
 
+class Counter(Protocol):
+    """A counter of positions, as far as a handle asks."""
+
+    path: bytes
+
+
+class Running(Protocol):
+    """The execution of a call, as far as a handle asks."""
+
+    id: str
+
+
+class Located(Protocol):
+    """A call at a position, as far as its handle asks."""
+
+    @property
+    def run(self) -> Running: ...
+    @property
+    def scope(self) -> Counter: ...
+    def key(self) -> bytes: ...
+
+    index: int
+    spec: StepDescriptor
+
+
 class StepHandle:
     """What a running operation knows of itself; `current_step()` returns it.
 
@@ -345,34 +370,49 @@ class StepHandle:
         attempt: 1 for the first run.
     """
 
-    __slots__ = ("_index", "_key", "_scope", "attempt", "execution_id", "guarded", "key_read", "name", "task")
+    __slots__ = ("_call", "attempt", "key_read", "task")
 
-    def __init__(self, execution_id: str, scope: bytes, index: int, name: str, key: bytes, attempt: int) -> None:
-        self.execution_id = execution_id
-        self._scope = scope
-        self._index = index
-        self.name = name
-        self._key = key
+    def __init__(self, call: Located, attempt: int) -> None:
+        self._call = call
         self.attempt = attempt
         self.key_read = False
-        self.guarded = False
         self.task: Any = None
+
+    @property
+    def execution_id(self) -> str:
+        """The execution the step belongs to."""
+        return self._call.run.id
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._call.spec.name
 
     @property
     def position(self) -> str:
         """Where in the program the step stands, for example `3.0.2`."""
-        return keys.position(self._scope, self._index)
+        return keys.position(*self.place)
 
     @property
     def place(self) -> tuple[bytes, int]:
         """Scope path and index, as stored."""
-        return self._scope, self._index
+        return self._call.scope.path, self._call.index
+
+    @property
+    def guarded(self) -> bool:
+        """Whether an intent was written before the operation."""
+        return self._call.spec.guarded
+
+    @property
+    def key_missed(self) -> bool:
+        """Whether the policy relies on the key, and the operation never looked at it."""
+        return not self.key_read and isinstance(self._call.spec.effect.policy, RerunWithKey)
 
     @property
     def idempotency_key(self) -> bytes:
         """The step's own key, the same for all attempts."""
         self.key_read = True
-        return self._key
+        return self._call.key()
 
     def __repr__(self) -> str:
         return f"StepHandle({self.name!r} at {self.position} of {self.execution_id!r}, attempt {self.attempt})"

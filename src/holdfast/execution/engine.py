@@ -19,12 +19,12 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Self, TypeVar, overload
 
 from holdfast.core import points, trace
 from holdfast.core.clock import Clock, SystemClock
 from holdfast.core.errors import Closed, ConfigError, WrongLoop, WrongProcess
-from holdfast.core.loops import Loop, Tasks
+from holdfast.core.loops import Loop, Tasks, spawn_held
 from holdfast.core.page import Page
 from holdfast.execution import block, journal, operate, verify, views
 from holdfast.execution.config import DurableConfig
@@ -139,9 +139,9 @@ class Holdfast:
         self._recover = recover
         self._opened = False
         self._pid = os.getpid()
-        self._numbers: Listed[int] = []
+        self.numbers: Listed[int] = []
         self._numbering = asyncio.Lock()
-        self._owner: str | None = None
+        self.owner_id: str | None = None
         self._loops: Listed[Loop] = []
 
     # --- opening and closing ---
@@ -326,7 +326,7 @@ class Holdfast:
         call = call_of(fn, args, kwargs)
         self.check_ready()
         flight = await self._depart(call, Options(id, deadline, on_divergence, on_busy, reopen), kept=True)
-        await asyncio.shield(flight.admitted)
+        await flight.departed()
         return Handle(self, flight.id, created=flight.created, fn=call.fn)
 
     async def _depart(self, call: Call[Any], asked: Options, *, kept: bool) -> Flight:
@@ -356,7 +356,7 @@ class Holdfast:
         flight = Flight(self, request)
         flight.kept = kept
         self.flights[request.id] = flight
-        flight.task = self.tasks.spawn(flight.fly(), f"holdfast {request.kind} {request.id}")
+        flight.task = spawn_held(flight.fly(), request.id)
         return flight
 
     def landed(self, flight: Flight) -> None:
@@ -423,13 +423,13 @@ class Holdfast:
 
     async def be_owner(self) -> str:
         """Become an owner of the ledger, and start looking for requests."""
-        if self._owner is None or not self.database.owner.fresh():
-            self._owner = await self.database.owner.ensure()
+        if self.owner_id is None:
+            self.owner_id = await self.database.owner.ensure()
             if not any(loop.name == "holdfast.requests" for loop in self._loops):
                 loop = Loop("holdfast.requests", self._requests_round, self.config.poll_ms / 1000, self.clock)
                 self._loops.append(loop)
                 loop.start()
-        return self._owner
+        return self.owner_id
 
     async def renewed(self, run: Run) -> None:
         """Return when this owner's lease is fresh again: before that no effect begins."""
@@ -446,13 +446,13 @@ class Holdfast:
 
     async def number(self) -> int:
         """Take a number for a new execution."""
-        if not self._numbers:
+        if not self.numbers:
             async with self._numbering:
-                if not self._numbers:
+                if not self.numbers:
                     async with self.database.write() as tx:
                         first = await journal.reserve(tx)
-                    self._numbers = Listed(range(first + 255, first - 1, -1))
-        return self._numbers.pop()
+                    self.numbers = Listed(range(first + 255, first - 1, -1))
+        return self.numbers.pop()
 
     def unknown(self, id: str) -> UnknownExecution:
         """Say that there is no such execution."""
@@ -589,5 +589,5 @@ class Holdfast:
         """Fly an execution from its record, unless it is under way here."""
         if id in self.flights:
             return None
-        request = Request(id=id, kind=kind, fn=require_kind(kind), arguments=None, create=False, on_busy="raise")
+        request = Request(id=id, kind=kind, fn=require_kind(kind), call=None, create=False, on_busy="raise")
         return self._launch(request, kept=True)

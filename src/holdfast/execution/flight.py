@@ -17,7 +17,6 @@ import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
-from uuid import UUID
 
 from holdfast.core import points
 from holdfast.core.codec import encode
@@ -70,10 +69,21 @@ class Flight:
         self.kept = False
         """Whether a handle keeps it going although nobody waits."""
         self.created = False
-        self.admitted: asyncio.Future[None] = engine.loop.create_future()
+        self.known = False
+        self.error: BaseException | None = None
+        self.admitted: asyncio.Future[None] | None = None
         self.ended = False
 
     # --- waiting for it ---
+
+    async def departed(self) -> None:
+        """Return when it is known what becomes of the request: claimed, created, or somebody else's."""
+        if not self.known and not self.ended:
+            if self.admitted is None:
+                self.admitted = self.engine.loop.create_future()
+            await asyncio.shield(self.admitted)
+        elif not self.known and self.error is not None:
+            raise self.error
 
     async def result(self) -> Any:
         """Wait for the end; the last waiter that is cancelled cancels it, unless a handle keeps it."""
@@ -92,12 +102,14 @@ class Flight:
     def deliver(self, value: Any, error: BaseException | None) -> None:
         """Tell everybody who waits."""
         self.ended = True
-        if not self.admitted.done():
+        self.error = error
+        admitted = self.admitted
+        if admitted is not None and not admitted.done():
             if error is None:
-                self.admitted.set_result(None)
+                admitted.set_result(None)
             else:
-                self.admitted.set_exception(error)
-                self.admitted.exception()
+                admitted.set_exception(error)
+                admitted.exception()
         for waiter in self.waiters:
             if not waiter.done():
                 if error is None:
@@ -121,9 +133,7 @@ class Flight:
             self.deliver(value, self._told(error))
 
     def _told(self, error: BaseException | None) -> BaseException | None:
-        if isinstance(error, Suspend):
-            if error.why == "paused":
-                return None if not self.waiters else error
+        if isinstance(error, Suspend) or (isinstance(error, asyncio.CancelledError) and self.engine.closing):
             return Closed(
                 "the ledger was closed while the execution was under way", "open it again and run the same id"
             )
@@ -150,7 +160,7 @@ class Flight:
     async def admit(self) -> Context | Ended:
         """Claim the execution, wait for somebody else's end of it, or answer from the record."""
         engine, request = self.engine, self.request
-        if request.minted:
+        if request.minted is not None:
             created = await self._create()
             if created is not None:
                 return created
@@ -192,7 +202,8 @@ class Flight:
 
     def _settle_admission(self, *, created: bool) -> None:
         self.created = created
-        if not self.admitted.done():
+        self.known = True
+        if self.admitted is not None and not self.admitted.done():
             self.admitted.set_result(None)
 
     def _owner_dead(self, row: Row) -> tuple[Lock | None, bool]:
@@ -213,9 +224,9 @@ class Flight:
         """Create the execution and hold it; None when somebody else has created it first."""
         engine, request = self.engine, self.request
         config, now = engine.config, engine.clock.now()
-        owner = await engine.be_owner()
-        pk = await engine.number()
-        raw = UUID(self.id).bytes if request.minted else keys.uid(engine.database.namespace, self.id)
+        owner = engine.owner_id or await engine.be_owner()
+        pk = engine.numbers.pop() if engine.numbers else await engine.number()
+        raw = request.minted or keys.uid(engine.database.namespace, self.id)
         claimed = journal.Claimed(
             pk=pk, id=self.id, uid=raw, kind=request.kind, fence=1, seed=os.urandom(32), generation=1, chapter=0,
             deadline_at=request.deadline_at, degraded=False, journal_bytes=0, fresh=True, last_now=0,
@@ -234,7 +245,7 @@ class Flight:
         run.riding_size = 512 + len(request.input or b"")
         engine.flying.add(pk)
         self.run = run
-        if not request.minted or self.kept:
+        if request.minted is None or self.kept:
             try:
                 await run.store([])
             except LeaseLost:
@@ -292,12 +303,9 @@ class Flight:
         """Load what a resumed run must know before its first call."""
         async with self.engine.database.read() as tx:
             if run.generation > 1:
-                run.earlier = await journal.earlier(tx, run.pk, run.chapter, run.generation) or None
+                run.past = await journal.past(tx, run.pk, run.chapter, run.generation)
             waiting = await journal.open_decisions(tx, run.pk)
-            run.open_positions = tuple(each.position for each in waiting if each.generation == run.generation)
-            if run.earlier is not None:
-                run.claimed = {each.seq for each in await tx.all("journal.carried", execution_pk=run.pk,
-                                                                 generation=run.generation)}  # fmt: skip
+        run.open_positions = tuple(each.position for each in waiting if each.generation == run.generation)
 
     async def _blocked(self, row: Row) -> NeedsDecision:
         async with self.engine.database.read() as tx:
@@ -318,8 +326,8 @@ class Flight:
 
     async def _generations(self, run: Context, fn: Durable[..., Any]) -> Any:
         request = self.request
-        if request.arguments is not None and run.chapter == 0:
-            args, kwargs = fn.call_with(request.arguments)
+        if request.call is not None and run.chapter == 0:
+            args, kwargs = request.call.args, request.call.kwargs
         else:
             args, kwargs = await self._recorded_input(run, fn)
         try:
@@ -425,6 +433,8 @@ class Flight:
 
     async def _tidy(self, run: Context, error: BaseException | None) -> None:
         """Before an end: the tail, effects in flight, and intents that nobody answers for."""
+        if error is None and run.tidy:
+            return
         try:
             if error is None and run.halted is None:
                 await run.check_tail(run.root)
@@ -466,8 +476,8 @@ class Flight:
             await self._fail(run, error)
         if len(output) > run.payload_max:
             await self._fail(run, too_large(len(output), run.payload_max))
-        if run.earlier is not None:
-            for item in machine.unclaimed(run.earlier.values(), run.asked, run.claimed):
+        if run.past is not None:
+            for item in run.past.unclaimed():
                 run.audit("unclaimed_effects", effect=item.effect, key=item.key, detail={"name": item.name})
         await self._settle(run, "completed", None, output=output)
         self.output = value
@@ -542,7 +552,7 @@ class Flight:
             await self.release(run, "pending")
             raise cause
         async with engine.database.read() as tx:
-            run.earlier = await journal.earlier(tx, run.pk, run.chapter, run.generation) or None
+            run.past = await journal.past(tx, run.pk, run.chapter, run.generation)
 
     async def _open_generation(
         self, run: Context, rows: journal.Rows, chapter: int, cause: str, blob: bytes | None

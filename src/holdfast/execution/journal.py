@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.execution.machine import FAILED, OPENED, OUTCOME, Earlier, Record
+from holdfast.execution.machine import FAILED, OPENED, OUTCOME, Earlier, Past, Record
 from holdfast.store.database import Plan, Row, Tx
 
 audit_log = logging.getLogger("holdfast.durable.audit")
@@ -42,7 +42,7 @@ PLAN = Plan(
 Rows = list[tuple[str, tuple[object, ...]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claimed:
     """An execution that is ours under a fence."""
 
@@ -223,20 +223,23 @@ async def position(tx: Tx, pk: int, generation: int, scope: bytes, idx: int) -> 
     return await tx.all("journal.position", execution_pk=pk, generation=generation, scope=scope, idx=idx)
 
 
-async def earlier(tx: Tx, pk: int, chapter: int, generation: int) -> dict[bytes, Earlier]:
-    """Load what earlier generations of a chapter hold, by key: of each key the latest generation's records."""
+async def past(tx: Tx, pk: int, chapter: int, generation: int) -> Past | None:
+    """Load what earlier generations of a chapter hold, and what this one has taken over; None if nothing."""
     found: dict[bytes, tuple[int, list[Record]]] = {}
     for row in await tx.all("journal.earlier", execution_pk=pk, chapter=chapter, generation=generation):
         known = found.setdefault(row.key, (row.generation, []))
+        # The latest generation speaks for a key; earlier ones still count its attempts.
         if known[0] == row.generation or row.part in (OPENED, FAILED):
             known[1].append(Record(*row[1:]))
-    result = {}
-    for key, (latest, records) in found.items():
-        newest = [record for record in records if record.part == OUTCOME] or records
-        result[key] = Earlier(
-            key, newest[0].name, newest[0].effect or "", newest[0].effect_kind, latest, tuple(records)
-        )
-    return dict(sorted(result.items(), key=lambda item: item[1].records[0].seq))
+    if not found:
+        return None
+    earlier = {}
+    for key, (latest, records) in sorted(found.items(), key=lambda item: min(r.seq for r in item[1][1])):
+        newest = next((record for record in records if record.part == OUTCOME), records[0])
+        effect = newest.effect or ""
+        earlier[key] = Earlier(key, newest.name, effect, newest.effect_kind, latest, tuple(records))
+    taken = await tx.all("journal.carried", execution_pk=pk, generation=generation)
+    return Past(earlier, set(), {row.seq for row in taken})
 
 
 async def open_decisions(tx: Tx, pk: int) -> list[Row]:

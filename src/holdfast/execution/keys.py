@@ -20,7 +20,6 @@ from blake3 import blake3
 from holdfast.core.ids import v8
 
 _U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
 _BE32 = struct.Struct(">I")
 
 _CONTEXT = "holdfast durable v1 "
@@ -89,7 +88,7 @@ def shape(framed: bytes, fingerprint: bytes) -> bytes:
 
 def key_prefix(execution_uid: bytes, chapter: int, scope: bytes) -> bytes:
     """Frame the part of a key that all calls of one scope share. `scope` comes from `scope_label`."""
-    return frame(execution_uid, _U32.pack(chapter), scope)
+    return b"".join((b"\x10\0\0\0", execution_uid, b"\x04\0\0\0", _U32.pack(chapter), _U32.pack(len(scope)), scope))
 
 
 def key(prefix: bytes, framed: bytes, fingerprint: bytes, occurrence: int) -> bytes:

@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -361,27 +361,38 @@ class Earlier(NamedTuple):
         return isinstance(judge(self.records), Ambiguous)
 
 
-def unclaimed(earlier: Iterable[Earlier], asked: Collection[bytes], claimed: Collection[int]) -> list[Earlier]:
-    """List exactly_once effects of earlier generations that today's program has not asked for.
+@dataclass(slots=True)
+class Past:
+    """What earlier generations of the chapter did, and what this one has made of it.
 
-    Args:
-        earlier: What earlier generations hold, oldest first.
+    Attributes:
+        earlier: What they hold, by key, oldest first.
         asked: Keys this generation has asked for.
         claimed: Sequence numbers of records that a position of this generation has taken over.
     """
-    return [
-        item
-        for item in earlier
-        if item.effect == "exactly_once"
-        and item.spent
-        and item.key not in asked
-        and not any(record.seq in claimed for record in item.records)
-    ]
 
+    earlier: dict[bytes, Earlier]
+    asked: set[bytes]
+    claimed: set[int]
 
-def shifted(name: str, candidates: Iterable[Earlier]) -> Earlier | None:
-    """Return the oldest unclaimed effect of a step's name, or None: then the step is a new effect."""
-    return next((item for item in candidates if item.name == name), None)
+    def unclaimed(self) -> list[Earlier]:
+        """List exactly_once effects of earlier generations that this one has not asked for."""
+        return [
+            item
+            for item in self.earlier.values()
+            if item.effect == "exactly_once"
+            and item.spent
+            and item.key not in self.asked
+            and not any(record.seq in self.claimed for record in item.records)
+        ]
+
+    def shifted(self, name: str) -> Earlier | None:
+        """Return the oldest unclaimed effect of a step's name, or None: then the step is a new effect."""
+        return next((item for item in self.unclaimed() if item.name == name), None)
+
+    def claim(self, item: Earlier) -> None:
+        """A position of this generation takes an earlier effect over."""
+        self.claimed.update(record.seq for record in item.records)
 
 
 def describe(kind: str, name: str, effect: str | None, shape: bytes) -> PositionShape:

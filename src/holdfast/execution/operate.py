@@ -345,7 +345,7 @@ async def watch(engine: Holdfast, id: str, fn: Durable[..., Any] | None) -> Any:
             raise engine.unknown(id)
         if row.status in machine.TERMINAL:
             fn = fn or _known(row.kind)
-            request = Request(id=id, kind=row.kind, fn=fn, arguments=None)
+            request = Request(id=id, kind=row.kind, fn=fn, call=None)
             ended = Flight(engine, request).replay(row)
             if fn is None and row.output is not None:
                 from holdfast.core.codec import decode
@@ -409,7 +409,7 @@ async def recover(engine: Holdfast, kinds: frozenset[str]) -> RecoverReport:
         if flight is None:
             continue
         try:
-            await flight.admitted
+            await flight.departed()
         except Exception:  # noqa: BLE001 - it is delivered to whoever asks; here only the report counts
             async with engine.database.read() as tx:
                 now = await journal.get(tx, row.id)

@@ -19,8 +19,28 @@ from holdfast.execution.scope import _effect
 T = TypeVar("T")
 
 
-async def _operate(id: str, index: int, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> Any:
-    handle = StepHandle(id, b"", index, descriptor.name, b"\0" * 32, 1)
+class _Nowhere:
+    path = b""
+
+
+class _PlainCall:
+    """A call that is counted, and nothing else."""
+
+    scope = _Nowhere()
+
+    def __init__(self, context: PlainContext, index: int, spec: StepDescriptor) -> None:
+        self.run = context
+        self.index = index
+        self.spec = spec
+
+    def key(self) -> bytes:
+        return b"\0" * 32
+
+
+async def _operate(
+    context: PlainContext, index: int, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]
+) -> Any:
+    handle = StepHandle(_PlainCall(context, index, descriptor), 1)
     token = _effect.set(handle)
     try:
         if inspect.iscoroutinefunction(op):
@@ -75,7 +95,7 @@ class PlainContext:
     def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Call the operation."""
         self._count += 1
-        return _operate(self.id, self._count - 1, descriptor, op)
+        return _operate(self, self._count - 1, descriptor, op)
 
     async def step_recorded(
         self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]

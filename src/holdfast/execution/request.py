@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from holdfast.core.clock import micros
 from holdfast.core.codec import canonical, encode
 from holdfast.core.errors import ConfigError, LimitError
-from holdfast.core.ids import uuid7
+from holdfast.core.ids import uuid7, uuid_text
 from holdfast.execution import keys
 from holdfast.execution.config import DurableConfig
 from holdfast.execution.declare import Call, Durable, check_kind
@@ -25,7 +25,7 @@ OnDivergence = Literal["restart", "raise"]
 OnBusy = Literal["wait", "raise"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every run, and a frozen one costs three times as much
 class Request:
     """What a caller asked for.
 
@@ -33,18 +33,18 @@ class Request:
         id: The execution.
         kind: Its kind.
         fn: The function, or None for a block of the caller's own.
-        arguments: Arguments by parameter name, or None to take the recorded ones.
-        minted: The id was made here just now, so nobody else can know it.
+        call: The arguments of the caller, or None to take the recorded ones.
+        minted: The bytes of an id that was made here just now, so that nobody else can know it.
         deadline_at: For a new execution, in microseconds.
     """
 
     id: str
     kind: str
     fn: Durable[..., Any] | None
-    arguments: dict[str, Any] | None
+    call: Call[Any] | None
     input: bytes | None = None
     input_hash: bytes | None = None
-    minted: bool = False
+    minted: bytes | None = None
     deadline_at: int | None = None
     on_divergence: OnDivergence = "restart"
     on_busy: OnBusy = "wait"
@@ -98,12 +98,17 @@ def request_of(config: DurableConfig, now: int, call: Call[Any], asked: Options)
         )
     if asked.id is not None:
         check_id(asked.id)
+    id, minted = (asked.id, None) if asked.id is not None else _mint(now)
     return Request(
-        id=asked.id if asked.id is not None else str(uuid7(now)), kind=call.fn.kind, fn=call.fn,
-        arguments=arguments, input=blob, input_hash=input_hash, minted=asked.id is None,
+        id=id, kind=call.fn.kind, fn=call.fn, call=call, input=blob, input_hash=input_hash, minted=minted,
         deadline_at=deadline_of(now, asked.deadline), on_divergence=asked.on_divergence, on_busy=asked.on_busy,
         reopen=asked.reopen,
     )  # fmt: skip
+
+
+def _mint(now: int) -> tuple[str, bytes]:
+    uid = uuid7(now).bytes
+    return uuid_text(uid), uid
 
 
 def block_request(id: str, kind: str, input: Any, deadline_at: int | None) -> Request:
@@ -112,7 +117,7 @@ def block_request(id: str, kind: str, input: Any, deadline_at: int | None) -> Re
     check_kind(kind)
     given = input is not ...
     return Request(
-        id=id, kind=kind, fn=None, arguments=None, input=encode(input if given else None),
+        id=id, kind=kind, fn=None, call=None, input=encode(input if given else None),
         input_hash=keys.arguments(canonical({"input": input})) if given else None, deadline_at=deadline_at,
         on_busy="raise",
     )  # fmt: skip

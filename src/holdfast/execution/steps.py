@@ -25,7 +25,6 @@ from holdfast.execution.effects import (
     Assumed,
     Live,
     Replayed,
-    RerunWithKey,
     StepDescriptor,
     StepHandle,
     StepRecord,
@@ -52,20 +51,11 @@ points.register("step.positioned", "step.looked_up", "intent.acked", "effect.ret
 _failure_codec = FAILURE
 
 
-class _Failed(Exception):
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Unknown(Exception):
-    pass
-
-
 class StepCall:
     """One durable call of a step, from its call expression to its end."""
 
     __slots__ = (
-        "args", "attempt", "fingerprint", "fn", "index", "key_bytes", "kwargs", "occurrence",
+        "args", "attempt", "bounded", "fingerprint", "fn", "index", "key_bytes", "kwargs", "occurrence",
         "outcome", "run", "scope", "shape", "spec", "threaded",
     )  # fmt: skip
 
@@ -91,12 +81,13 @@ class StepCall:
         self.args = args
         self.kwargs = kwargs
         self.threaded = threaded
+        self.bounded = threaded or spec.timeout is not None
         self.index, self.occurrence = scope.take("step", spec.name, shape)
         self.key_bytes = b""
         self.attempt = 0
         self.outcome: Any = None
-        if run.earlier is not None:
-            run.asked.add(self.key())
+        if run.past is not None:
+            run.past.asked.add(self.key())
         if points.armed:
             points.reach("step.positioned")
 
@@ -156,7 +147,7 @@ class StepCall:
                 hint="start another execution under another id",
                 status="completed",
             )
-        if run.earlier is not None:
+        if run.past is not None:
             return await doubt.carried(self)
         return await self.live(1)
 
@@ -299,33 +290,40 @@ class StepCall:
 
     async def live(self, attempt: int, *, intended: bool = False, reruns: int = 0) -> Any:
         """Run attempts until one has an outcome, and record it."""
-        run = self.run
+        run, spec = self.run, self.spec
         first = attempt
         while True:
-            if not run.database.owner.fresh():
+            if not run.owner.fresh():
                 await run.engine.renewed(run)
             if run.over:
                 run.refuse()
-            if run.engine.threads.running:
-                await run.engine.threads.ended(self.key())
-            if self.spec.guarded and not intended:
+            if run.threads.running:
+                await run.threads.ended(self.key())
+            if spec.guarded and not intended:
                 await self.intend([self.entry(OPENED, attempt)])
             intended = False
             self.attempt = attempt
-            handle = StepHandle(run.id, self.scope.path, self.index, self.spec.name, self.key(), attempt)
-            handle.guarded = self.spec.guarded
+            handle = StepHandle(self, attempt)
             handle.task = _current_task()
             run.inflight.add(handle)
+            token = _effect.set(handle)
             try:
-                value = await self.operate(handle)
-                run.ran += 1
-                if points.armed:
-                    points.reach("effect.returned")
-                return await self.returned(value, attempt, handle)
-            except _Failed as failed:
-                due_at = await self.failed(failed.error, attempt, attempt - first + 1)
-            except _Unknown:
-                due_at = -1
+                try:
+                    if self.bounded:
+                        value = await self.run_bounded(handle)
+                    elif self.args is None:
+                        value = await self.fn(handle)
+                    else:
+                        value = await self.fn(*self.args, **self.kwargs)
+                finally:
+                    _effect.reset(token)
+            except Exception as error:  # noqa: BLE001 - whatever it raised is recorded, and raised
+                due_at = await self.failed(error, attempt, attempt - first + 1)
+            except BaseException as error:
+                self.stopped(handle, error)
+                raise
+            else:
+                return await self.record(*self.encoded(value, attempt, handle))
             finally:
                 run.ended(handle)
             if due_at < 0:
@@ -333,31 +331,11 @@ class StepCall:
             await self.wait_retry(due_at)
             attempt += 1
 
-    async def operate(self, handle: StepHandle) -> Any:
-        """Run the operation once; say apart what it raised from what stopped it."""
-        token = _effect.set(handle)
-        try:
-            if self.threaded or self.spec.timeout is not None:
-                return await self.run_bounded(handle)
-            if self.args is None:
-                return await self.fn(handle)
-            return await self.fn(*self.args, **self.kwargs)
-        except Exception as error:
-            if error is self.run.halted or (isinstance(error, NestedEffect) and not handle.guarded):
-                raise
-            if handle.guarded and isinstance(error, (OutcomeUnknown, *self.spec.effect.unknown_on)):
-                raise _Unknown from error
-            raise _Failed(error) from error
-        except BaseException as error:
-            self.stopped(handle, error)
-            raise
-        finally:
-            _effect.reset(token)
-
     def stopped(self, handle: StepHandle, error: BaseException) -> None:
         """An effect was stopped: nothing is known of a guarded one. Our own cancellation becomes the halt."""
         run = self.run
         if handle.guarded:
+            run.abandoned = run.abandoned or {}
             run.abandoned[(self.scope.path, self.index)] = self
             return
         ours = run.halted is not None and isinstance(error, asyncio.CancelledError)
@@ -368,8 +346,7 @@ class StepCall:
         """Run an operation in a thread, within its timeout, or both."""
         run, spec = self.run, self.spec
         args = (handle,) if self.args is None else self.args
-        threads = run.engine.threads
-        operation = threads.operate(self, args) if self.threaded else self.fn(*args, **self.kwargs)
+        operation = run.threads.operate(self, args) if self.threaded else self.fn(*args, **self.kwargs)
         if spec.timeout is None:
             value = await operation
         else:
@@ -378,21 +355,24 @@ class StepCall:
 
     # --- row 7: record ---
 
-    async def returned(self, value: Any, attempt: int, handle: StepHandle) -> Any:
-        """Encode the result, hand it to the writer, wait for it as the configuration says."""
+    def encoded(self, value: Any, attempt: int, handle: StepHandle) -> tuple[journal.Rows, int, Any, Exception | None]:
+        """Encode a result: the rows of its outcome, their size, the value as replay will give it, or what is wrong."""
         run, spec = self.run, self.spec
-        policy = spec.effect.policy
-        if spec.guarded and not handle.key_read and isinstance(policy, RerunWithKey):
-            run.audit("key_unused", position=self.position, effect=spec.effect.cls, key=self.key(), policy=policy.name)
+        if points.armed:
+            points.reach("effect.returned")
+        if handle.key_missed:
+            run.audit(
+                "key_unused", position=self.position, effect=spec.effect.cls, key=self.key(), policy=spec.policy_name
+            )
         rows: journal.Rows = []
+        lost: Lost | None = None
         try:
             payload = spec.codec.encode(value)
             if type(value) is not spec.exact:
-                value = spec.codec.decode(payload)  # what the program sees now is what replay will give it
+                value = spec.codec.decode(payload)
         except CodecError as error:
-            lost: Lost | None = Lost("unserializable", str(error)[:1000], 0, 0)
+            lost = Lost("unserializable", str(error)[:1000], 0, 0)
         else:
-            lost = None
             size = len(payload)
             if size > run.payload_max:
                 most = run.engine.config.spill_bytes_max if spec.spill else run.payload_max
@@ -403,38 +383,51 @@ class StepCall:
         if points.armed:
             points.reach("outcome.encoded")
         if lost is not None:
-            row = self.entry(OUTCOME, attempt, outcome="no_value", payload=lost.encode())
-            await self.record([row], 256)
-            raise mark(lost.error(spec.name, self.position), self.position)
-        rows.append(self.entry(OUTCOME, attempt, outcome="value", payload=payload))
-        await self.record(rows, len(payload) + 256)
-        self.outcome = Live
-        return value
+            rows = [self.entry(OUTCOME, attempt, outcome="no_value", payload=lost.encode())]
+            return rows, 256, None, mark(lost.error(spec.name, self.position), self.position)
+        rows.append(
+            (
+                "journal.append",
+                (
+                    run.pk, run.generation, self.scope.path, self.index, OUTCOME, attempt, "step", spec.name,
+                    spec.effect.cls, spec.effect.kind, spec.policy_name, self.shape, self.key(), "value", payload,
+                    None, None, run.fence, run.clock.now(),
+                ),
+            )
+        )  # fmt: skip
+        return rows, size + 256, value, None
 
-    async def record(self, rows: journal.Rows, size: int) -> None:
-        """Hand an outcome to the writer; return when it is durable, or as soon as the class allows."""
+    async def record(self, rows: journal.Rows, size: int, value: Any = None, error: Exception | None = None) -> Any:
+        """Hand an outcome to the writer; return the value, or raise the error, when it is durable.
+
+        Or as soon as the class allows: what is not guarded goes on without its journal, degraded.
+        """
         run, spec = self.run, self.spec
         run.bytes += size
-        if run.pipelined and not spec.guarded and run.send(rows, size, "outcome", self.late):
-            return
-        future = run.loop.create_future()
-        item = run.item(rows, size, "outcome", future, self.late)
-        writer = run.writer
-        try:
-            if not writer.offer(item):
-                await writer.put(item)
-            if writer.degraded:
-                raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
-            row = await future
-        except Overdue as overdue:
-            if item.state == "new" or (spec.guarded and spec.effect.kind != "cost_bearing"):
-                raise self.refuse_unavailable() from overdue
-            run.note_degraded(spec.name, self.position)
-            return
-        if row is None or row.request is not None:
-            run.acknowledged(row)
-        if points.armed:
-            points.reach("outcome.acked")
+        if not (run.pipelined and not spec.guarded and run.send(rows, size, "outcome", self.late)):
+            future = run.loop.create_future()
+            item = run.item(rows, size, "outcome", future, self.late)
+            writer = run.writer
+            try:
+                if not writer.offer(item):
+                    await writer.put(item)
+                if writer.degraded:
+                    raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
+                row = await future
+            except Overdue as overdue:
+                if item.state == "new" or (spec.guarded and spec.effect.kind != "cost_bearing"):
+                    raise self.refuse_unavailable() from overdue
+                run.note_degraded(spec.name, self.position)
+            else:
+                if row is None or row.request is not None:
+                    run.acknowledged(row)
+                if points.armed:
+                    points.reach("outcome.acked")
+        run.ran += 1
+        self.outcome = Live
+        if error is not None:
+            raise error
+        return value
 
     def late(self, durable: bool) -> None:  # noqa: FBT001 - the writer's callback
         """An outcome was refused: the execution is no longer ours. Leave a trace without the payload."""
@@ -444,8 +437,16 @@ class StepCall:
     # --- failures ---
 
     async def failed(self, error: Exception, attempt: int, tries: int) -> int:
-        """Record a failed attempt; return when the next is due, or raise the failure when it is final."""
+        """Act on what an operation raised: record the failure, and raise it when it is final.
+
+        Returns:
+            When the next attempt is due, or -1 when the fate of this one is unknown.
+        """
         run, spec = self.run, self.spec
+        if error is run.halted or (isinstance(error, NestedEffect) and not spec.guarded):
+            raise error
+        if spec.guarded and isinstance(error, (OutcomeUnknown, *spec.effect.unknown_on)):
+            return -1
         pause = machine.pause_before_next(spec.retry, tries, error, random.random())  # noqa: S311 - a pause, no secret
         failure = Failure.of(error, attempt, spec.raises, run.engine.config, retryable=pause is not None)
         payload = failure.encode()

@@ -93,7 +93,7 @@ async def _now(asked: Asked) -> datetime:
         value = int(decode(records[-1].payload or b""))
     else:
         key = asked.key()
-        known = run.earlier.get(key) if run.earlier is not None else None
+        known = run.past.earlier.get(key) if run.past is not None else None
         carried_from = None
         if known is not None and known.outcome is not None:
             async with run.database.read() as tx:

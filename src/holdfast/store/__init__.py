@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from typing import Any
+from typing import Any, cast
 
 from holdfast.core.clock import Clock, SystemClock
 from holdfast.core.errors import ConfigError
@@ -49,8 +49,8 @@ async def open_database(
     """
     settings = settings or StoreSettings()
     name = os.fspath(target)
-    if not name:
-        raise ConfigError("the ledger has no name", "give a path, ':memory:' or a postgresql:// URL")
+    if not name or "\0" in name:
+        raise ConfigError(f"{name!r} names no ledger", "give a path, ':memory:' or a postgresql:// URL")
     if name == MEMORY:
         return await open_sqlite(name, clock=clock, settings=settings, namespace=namespace)
     postgres = name.startswith(("postgresql://", "postgres://"))
@@ -65,14 +65,15 @@ async def open_database(
     if shared is not None and not shared.gone and shared.shares > 0 and _is_home(shared):
         _check_clock(shared, clock)
         shared.shares += 1
-        return shared  # type: ignore[no-any-return]
+        return cast(Database, shared)
     _opening[key] = asyncio.get_running_loop().create_future()
     try:
         opener = _postgres() if postgres else open_sqlite
-        _open[key] = await opener(name, clock=clock, settings=settings, namespace=namespace, read_only=read_only)
+        opened: Database = await opener(name, clock=clock, settings=settings, namespace=namespace, read_only=read_only)
+        _open[key] = opened
     finally:
         _opening.pop(key).set_result(None)
-    return _open[key]  # type: ignore[no-any-return]
+    return opened
 
 
 def _is_home(database: Any) -> bool:

@@ -62,7 +62,7 @@ class Statement:
         """Make a row out of a tuple of its columns: the tuple, with the columns as attributes."""
         if not self.columns:
             return tuple
-        made = namedtuple("Row", self.columns)  # type: ignore[misc] # its fields are known here only
+        made = namedtuple("Row", self.columns)  # type: ignore[misc]  # its fields are known here only
         return partial(tuple.__new__, made)
 
 
@@ -135,7 +135,7 @@ _directories: list[Path] = []
 
 
 def register(directory: Path) -> None:
-    """Add a directory that holds `sqlite/*.sql` and `postgres/*.sql`, for statements of somebody else's slice.
+    """Add a directory that holds `sqlite/*.sql`, `postgres/*.sql` or both, for statements of somebody else's slice.
 
     Databases opened from now on know them.
     """
@@ -155,7 +155,7 @@ def load(dialect: Dialect) -> Catalogue:
 @cache
 def _load(dialect: Dialect, directories: tuple[Path, ...]) -> Catalogue:
     roots: list[Traversable] = [importlib.resources.files("holdfast.store").joinpath("sql", dialect)]
-    roots += [directory / dialect for directory in directories]
+    roots += [path for directory in directories if (path := directory / dialect).is_dir()]
     statements: dict[str, Statement] = {}
     for root in roots:
         for file in sorted(root.iterdir(), key=lambda file: file.name):

@@ -107,7 +107,7 @@ Death: TypeAlias = Alive | Dead | Unknown
 
 
 def probe(row: Row) -> Death:
-    """Ask the kernel whether the owner of a row of `owners.get` is alive. Quick, and never waits."""
+    """Ask the kernel whether the owner of a row of `holdfast_owners` is alive. Quick, and never waits."""
     if row.lock_path is None:
         return Unknown()
     try:
@@ -182,7 +182,9 @@ class Owner:
         self._home = home
         self._lease_us = settings.lease_ms * 1000
         self._renew_us = settings.renew_ms * 1000
-        self._lease: Lease | None = None  # in microseconds of the monotonic clock
+        self._held: Lease | None = None  # in microseconds of the monotonic clock
+        self._fresh_from = self._fresh_until = 0.0  # the same in seconds: asked before every effect
+        self._monotonic = clock.monotonic
         self._started_at = 0
         self._lock: Lock | None = None
         self._loop: Loop | None = None
@@ -191,6 +193,17 @@ class Owner:
         self.id = owner_id(clock.now())
         self.holds: set[int] = set()
         home.on_fork(self._part)
+
+    @property
+    def _lease(self) -> Lease | None:
+        return self._held
+
+    @_lease.setter
+    def _lease(self, lease: Lease | None) -> None:
+        self._held = lease
+        self._fresh_from, self._fresh_until = (
+            (lease.renewed_at / 1e6, lease.stale_at / 1e6) if lease is not None else (0.0, 0.0)
+        )
 
     @property
     def lock_path(self) -> str | None:
@@ -212,18 +225,18 @@ class Owner:
 
     def fresh(self) -> bool:
         """Say whether the lease was renewed within two thirds of it: only then may an effect begin."""
-        return self._lease is not None and self._lease.may_start(self._ticks())
+        return self._fresh_from <= self._monotonic() < self._fresh_until
 
     async def renew(self) -> None:
         """Renew the lease now."""
-        asked_at, now = self._ticks(), self._clock.now()
-        row = (
-            self.id, socket.gethostname(), machine_id(), os.getpid(), self.lock_path, now + self._lease_us,
-            self._started_at,
-        )  # fmt: skip
         async with self._database.write() as tx:
+            # The time of waiting for one's turn is not taken off the lease, that of committing is.
+            renewed_at, until = self._ticks(), self._clock.now() + self._lease_us
+            row = (
+                self.id, socket.gethostname(), machine_id(), os.getpid(), self.lock_path, until, self._started_at,
+            )  # fmt: skip
             await tx.run("owners.renew", [row])
-        self._lease = Lease(asked_at, self._lease_us)
+        self._lease = Lease(renewed_at, self._lease_us)
 
     async def release(self) -> None:
         """Stop being an owner: remove row and file. Harmless when it never was one."""
@@ -260,7 +273,7 @@ class Owner:
         self._loop.start()
 
     async def _round(self) -> None:
-        if self._lease is None or self._ticks() - self._lease.renewed_at > self._renew_us // 2:
+        if not self._over and (self._lease is None or self._ticks() - self._lease.renewed_at > self._renew_us // 2):
             await self.renew()
 
     def _ticks(self) -> int:

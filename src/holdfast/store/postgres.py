@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from holdfast.core import points
 from holdfast.core.clock import SystemClock
-from holdfast.core.errors import Closed, StoreError
+from holdfast.core.errors import Closed, ConfigError, StoreError, Unavailable
 from holdfast.core.loops import spawn
 from holdfast.store import catalogue, migrate
 from holdfast.store.batch import Batch
@@ -52,7 +52,7 @@ LANES: Final = 2
 READERS_MAX: Final = 8
 WRITERS_MAX: Final = 8
 BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-BEGIN_WRITE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+BEGIN_WRITE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 MIGRATION_LOCK: Final = 0x686F6C6466617374
 """An advisory lock is a number; this one spells the name."""
 OFFSET_MIN_US: Final = 1000
@@ -189,7 +189,11 @@ class PostgresDatabase:
 
     async def _connect_lane(self, settings: dict[str, str]) -> Link:
         self.check()
-        return await self._connector.connect(settings)
+        try:
+            return await self._connector.connect(settings)
+        except ConfigError as error:
+            # The server was restarted with other settings. Appends wait until it is set right.
+            raise Unavailable(str(error), error.hint) from error
 
     # Opening
 

@@ -364,7 +364,7 @@ class SqliteDatabase:
         if not self.memory:
             make_file(self.label)
         with Edge(self.label):
-            self.connection = self._pool.connect(apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE * self.memory))
+            await self._patiently(self._connect)
             await self._patiently(lambda: migrate.status(self._read_schema(), "sqlite", label=self.label))
             if not self.memory:
                 await self._patiently(self._start_log)
@@ -396,6 +396,10 @@ class SqliteDatabase:
         except apsw.BusyError:
             await self._worker.call(lambda: self._wait_while_busy(action))
 
+    def _connect(self) -> None:
+        create = apsw.SQLITE_OPEN_CREATE if self.memory else 0  # a file has been made, with its mode
+        self.connection = self._pool.connect(apsw.SQLITE_OPEN_READWRITE | create)
+
     def _start_log(self) -> None:
         mode = self.connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
         if mode != "wal":
@@ -411,6 +415,7 @@ class SqliteDatabase:
         )  # fmt: skip
         if self.memory:
             return
+        self.connection.set_busy_timeout(0)  # from here on the writer thread waits, not the loop
         if self._log is None:
             page_bytes = cast(int, self.connection.execute("PRAGMA page_size").fetchall()[0][0])
             self._log = LogKeeper(
@@ -429,7 +434,7 @@ class SqliteDatabase:
             roll_back(self.connection)
             return
         before = self.connection
-        self.connection = self._pool.connect(apsw.SQLITE_OPEN_READWRITE)
+        self._connect()
         self._prepare()
         leave_log(before)
         with contextlib.suppress(apsw.Error):

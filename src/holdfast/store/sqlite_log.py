@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -34,8 +33,8 @@ WAL_BYTES_MAX = 64 * 1024 * 1024
 REST_PAGES_MAX = 512
 """What may be left to copy while writers are held off: two megabytes, some ten milliseconds."""
 ROUNDS_MAX = 8
-READERS_MS = 50
-"""How long writers are held off at most for readers of the old log to end."""
+READERS_MS = 5
+"""How long writers are held off at most for a reader of the old log to end; it is tried again soon."""
 
 
 class LogKeeper:
@@ -111,13 +110,15 @@ class LogKeeper:
             if small and self.pages >= self._pages_max and not self._over:
                 await self._turn.take()
                 try:
-                    await self._worker.call(self._start_over)
+                    if await self._worker.call(self._start_over):
+                        self.pages = 0
                 finally:
                     self._turn.give()
         except apsw.Error as error:
             log.warning("copying the log of %s into it failed, to be tried again: %s", self._label, error)
         finally:
-            self._due_at = self.pages + self._step
+            grown = self.pages >= self._pages_max
+            self._due_at = self.pages + (self._step // 8 + 1 if grown else self._step)
             self._task = None
 
     def _copy(self) -> bool:
@@ -134,11 +135,16 @@ class LogKeeper:
             done = copied
         return False
 
-    def _start_over(self) -> None:
-        if self._connection is not None:
-            self._connection.set_busy_timeout(READERS_MS)
-            with contextlib.suppress(apsw.BusyError):
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+    def _start_over(self) -> bool:
+        """Have the next commit begin the log anew; False: a reader is in the way."""
+        if self._connection is None:
+            return False
+        self._connection.set_busy_timeout(READERS_MS)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+        except apsw.BusyError:
+            return False
+        return True
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -24,8 +24,8 @@ from holdfast.store.home import leak
 __all__ = ["Pool", "Reader", "find_file", "make_file", "pragmas"]
 
 READERS_IDLE_MAX = 4
-READ_BUSY_MS = 1000
-"""How long a read may hold up the loop while another process recovers the log; rare."""
+BUSY_MS = 1000
+"""How long a read, or opening, may hold up the loop while another process makes or recovers the log; rare."""
 CACHE_KIB = 16 * 1024
 STATEMENTS_CACHED = 256
 
@@ -67,10 +67,13 @@ class Pool:
         if immutable:
             name, flags = f"file:{urllib.parse.quote(name)}?immutable=1", flags | apsw.SQLITE_OPEN_URI
         connection = apsw.Connection(name, flags=flags, statementcachesize=STATEMENTS_CACHED)
+        try:
+            connection.set_busy_timeout(BUSY_MS)
+            pragmas(connection, f"cache_size = -{CACHE_KIB}", "temp_store = MEMORY", "trusted_schema = OFF")
+        except BaseException:
+            connection.close()
+            raise
         self._open.append(connection)
-        if flags & apsw.SQLITE_OPEN_READONLY:
-            connection.set_busy_timeout(READ_BUSY_MS)
-        pragmas(connection, f"cache_size = -{CACHE_KIB}", "temp_store = MEMORY", "trusted_schema = OFF")
         return connection
 
     def take(self) -> Reader:
@@ -111,7 +114,7 @@ class Pool:
         self.closed = True
         self._idle.clear()
         for connection in reversed(self._open):
-            connection.close(True)  # noqa: FBT003
+            connection.close(True)  # noqa: FBT003 - force, as above
         self._open.clear()
 
     def leave_log(self) -> None:

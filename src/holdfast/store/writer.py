@@ -31,7 +31,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.core import points
 from holdfast.core.errors import Closed, StoreError, Unavailable
 from holdfast.core.loops import spawn
-from holdfast.core.trace import Counter, Gauge, Histogram
+from holdfast.store import meters
 from holdfast.store.batch import AppendFailed, Batch, Committer, Group
 from holdfast.store.database import Append, Row
 from holdfast.store.faults import Faults
@@ -58,15 +57,6 @@ points.register(
     "batch.begun", "batch.inserted", "batch.committed",
     "intent.queued", "intent.committed", "outcome.queued", "outcome.committed", "finish.queued", "finish.committed",
 )  # fmt: skip
-
-_commit_seconds = Histogram("holdfast_durable_commit_seconds", "From a batch's start to its commit's answer")
-_batch_items = Histogram(
-    "holdfast_durable_batch_items", "Appends in a commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-)
-_ack_seconds = Histogram("holdfast_durable_ack_seconds", "From taking an append in to its acknowledgement")
-_restarts = Counter("holdfast_durable_writer_restarts_total", "Times a lane was reopened after a failure")
-_queue_items = Gauge("holdfast_durable_queue_items", "Appends accepted and not settled, after the latest commit")
-_queue_bytes = Gauge("holdfast_durable_queue_bytes", "Their bytes")
 
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 5.0
@@ -382,7 +372,8 @@ class Writer:
         self.pending_bytes -= batch.size
         self.batches += 1
         self.appends += count
-        self._observe(batch, count)
+        meters.observe_batch(batch, self._monotonic() + self._timeout)
+        meters.observe_queue(self.pending_items, self.pending_bytes)
         self.degraded = False
         self._last_error = None
         for group in batch.groups:
@@ -402,17 +393,6 @@ class Writer:
             self._admit()
         if self._drains:
             self._drain_done()
-
-    def _observe(self, batch: Batch, count: int) -> None:
-        now = time.perf_counter()
-        _commit_seconds.observe(now - batch.began)
-        _batch_items.observe(count)
-        _queue_items.set(self.pending_items)
-        _queue_bytes.set(self.pending_bytes)
-        # Appends of a batch came in together or nearly so: its oldest stands for all, as one sample.
-        offered_at = batch.items[0].due - self._timeout
-        if offered_at < math.inf:
-            _ack_seconds.observe(self._monotonic() - offered_at)
 
     def _drain_done(self) -> None:
         still = []
@@ -458,7 +438,7 @@ class Writer:
 
     def _restart(self, lane: _Lane) -> None:
         lane.restart = None
-        _restarts.add()
+        meters.restarts.add()
         spawn(self._reopen(lane), "holdfast writer restart")
 
     async def _reopen(self, lane: _Lane) -> None:

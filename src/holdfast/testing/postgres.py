@@ -112,6 +112,12 @@ class PostgresServer:
         self.sql(f"CREATE DATABASE {name} STRATEGY wal_log")
         return self.url(name)
 
+    def fresh_schema(self) -> str:
+        """Create an empty schema and return an address that leads into it; far quicker than a database."""
+        name = f"s{secrets.token_hex(6)}"
+        self.sql(f"CREATE SCHEMA {name}")
+        return f"{self.url()}&search_path={name}"
+
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run a statement as the superuser and return what `psql` prints, unaligned and without headings."""
         command = [self._binary("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", statement]
@@ -163,9 +169,11 @@ class PostgresServer:
         if not self._closed:
             self._closed = True
             os.close(self._hold)
-            if self._sole and self._process is not None and self._janitor is not None:
-                self._janitor.wait(_START_SECONDS)
-                self._process.wait(_START_SECONDS)
+            for process in (self._janitor, self._process):
+                if process is not None and self._sole:
+                    process.wait(_START_SECONDS)
+                elif process is not None:
+                    process.returncode = 0  # others may hold the server: nobody here waits for its end
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from holdfast.core.clock import SystemClock
 
 __all__ = ["Answer", "Receipt", "TurnReport", "turn"]
 
-_IN_FLIGHT = 5
+_IN_FLIGHT = 3
 _PATIENT = holdfast.Retry(
     max_attempts=200,
     initial=timedelta(milliseconds=60),

@@ -49,7 +49,11 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The result of a demo, with the names its JSON uses."""
+    """The result of a demo, with the names its JSON uses.
+
+    Attributes:
+        doubts: How often an effect was in doubt, by the policy that resolved it; for the table alone.
+    """
 
     turns_expected: int
     turns_completed: int
@@ -65,6 +69,7 @@ class Figures:
     lost: int
     verify_ok: bool
     seconds: float
+    doubts: dict[str, int]
 
     @property
     def ok(self) -> bool:
@@ -80,7 +85,7 @@ class Figures:
 
     def json(self) -> str:
         """Return the figures as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "doubts"})
 
     def table(self) -> Table:
         """Return the figures as a table."""
@@ -96,6 +101,7 @@ class Figures:
             ("lost", 0, self.lost),
             ("ledger verified", "yes", "yes" if self.verify_ok else "NO"),
             ("processes killed with SIGKILL", "", self.kills),
+            *((f"effects in doubt: {policy}", "", count) for policy, count in sorted(self.doubts.items())),
             ("operators' decisions", "", self.decisions),
             ("steps run", "", self.steps_run),
             ("steps replayed from the ledger", "", self.steps_replayed),
@@ -142,6 +148,7 @@ async def take_stock(
         lost=_lost(orders, {report.order: report for report in reports}, books),
         verify_ok=verified.ok,
         seconds=round(seconds, 2),
+        doubts=Counter(record.policy or "no policy" for record in audit if record.event == "ambiguity"),
     )
 
 

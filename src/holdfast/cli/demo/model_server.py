@@ -26,7 +26,7 @@ from holdfast.core.clock import SystemClock
 
 __all__ = ["ModelServer"]
 
-_EVENT_SECONDS = 0.03
+_EVENT_SECONDS = 0.025
 _JSON_PIECE_CHARS = 12
 _ORDERED = re.compile(r"order (?P<count>\d+) x (?P<item>[\w ]+)")
 

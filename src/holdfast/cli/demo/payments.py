@@ -22,7 +22,7 @@ __all__ = ["CONFIRM_LARGE_SECONDS", "Payments"]
 CONFIRM_LARGE_SECONDS = 8.0
 """How long a large payment stays unconfirmed after it was applied: time enough to be killed in."""
 
-_CONFIRM_SECONDS = 0.15
+_CONFIRM_SECONDS = 0.25
 
 
 class Payments:

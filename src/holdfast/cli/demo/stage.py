@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +12,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from holdfast.cli.demo.display import Display
-from holdfast.cli.demo.figures import Figures
-from holdfast.cli.demo.processes import DemoFailed
 from holdfast.cli.demo.supervisor import Supervisor, limit_seconds
+from holdfast.cli.ledger import drive
 from holdfast.core.clock import SystemClock
 
 __all__ = ["run"]
@@ -41,10 +38,7 @@ def run(*, json: bool, seed: int, turns: int, kills: int, keep: Path | None) -> 
     try:
         with _folder(keep) as folder, Display(console, SystemClock(), turns=turns, kills=kills) as display:
             supervisor = Supervisor(folder, seed=seed, turns=turns, kills=kills)
-            figures, trouble = asyncio.run(_supervised(supervisor, display))
-    except (DemoFailed, KeyboardInterrupt, asyncio.CancelledError) as error:
-        _complain(console, str(error) or "interrupted")
-        return 1
+            figures, trouble = drive(supervisor.run(display))
     finally:
         faulthandler.cancel_dump_traceback_later()
     console.print(figures.table())
@@ -68,11 +62,3 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     else:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
-
-
-async def _supervised(supervisor: Supervisor, display: Display) -> tuple[Figures, str]:
-    """Run the supervisor so that SIGTERM, too, lets it put everything away."""
-    task = asyncio.current_task()
-    if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await supervisor.run(display)

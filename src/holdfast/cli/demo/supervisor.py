@@ -33,7 +33,7 @@ __all__ = ["Supervisor", "limit_seconds"]
 _TICK_SECONDS = 0.02
 _LOOK_SECONDS = 0.25
 _STALL_SECONDS = 30.0
-_CALM_SHARE = 0.9
+_CALM_SHARE = 0.8
 """Kills are spread over this share of the work, so that the end is not one heap of kills."""
 
 
@@ -66,7 +66,7 @@ def _draw_kills(rng: Random, count: int, effects: int) -> list[_Kill]:
     return sorted(
         _Kill(
             progress=rng.randrange(1, max(2, int(effects * _CALM_SHARE))),
-            delay=rng.uniform(0.05, 0.45),
+            delay=rng.uniform(0.05, 1.0),
             down=rng.uniform(0.1, 0.5) if victim == "payments" else 0.0,
             victim=victim,
         )
@@ -166,10 +166,13 @@ class Supervisor:
             return
         if self._kills and self._effects >= self._kills[0].progress and self._moved_since_last_kill:
             kill = self._kills[0]
-            if kill.victim == "agent" and self._agent_lived(kill.delay):
+            # The more kills are overdue, the shorter the lives, so that the work does not outrun them.
+            overdue = sum(other.progress <= self._effects for other in self._kills)
+            lived = self._agent_lived(kill.delay / overdue)
+            if kill.victim == "agent" and lived:
                 self._kills.pop(0)
                 await self._kill_agent(display, "at a random moment")
-            elif kill.victim == "payments" and self._revive_at is None and self._agent_lived(kill.delay):
+            elif kill.victim == "payments" and lived and self._revive_at is None:
                 self._kills.pop(0)
                 self._effects_at_kill = self._effects
                 await self._payments.kill()

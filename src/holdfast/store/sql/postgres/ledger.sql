@@ -24,11 +24,6 @@ INSERT INTO holdfast_owners (owner_id, host, machine_id, pid, lock_path, lease_u
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[])
 ON CONFLICT (owner_id) DO UPDATE SET lease_until = excluded.lease_until
 
--- name: owners.get(owner_id)
--- columns: owner_id, host, machine_id, pid, lock_path, lease_until, started_at
-SELECT owner_id, host, machine_id, pid, lock_path, lease_until, started_at
-FROM holdfast_owners WHERE owner_id = $1
-
 -- name: owners.list()
 -- columns: owner_id, host, machine_id, pid, lock_path, lease_until, started_at
 SELECT owner_id, host, machine_id, pid, lock_path, lease_until, started_at

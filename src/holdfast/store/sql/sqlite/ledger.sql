@@ -22,11 +22,6 @@ INSERT INTO holdfast_owners (owner_id, host, machine_id, pid, lock_path, lease_u
 VALUES (:owner_id, :host, :machine_id, :pid, :lock_path, :lease_until, :started_at)
 ON CONFLICT (owner_id) DO UPDATE SET lease_until = excluded.lease_until
 
--- name: owners.get(owner_id)
--- columns: owner_id, host, machine_id, pid, lock_path, lease_until, started_at
-SELECT owner_id, host, machine_id, pid, lock_path, lease_until, started_at
-FROM holdfast_owners WHERE owner_id = :owner_id
-
 -- name: owners.list()
 -- columns: owner_id, host, machine_id, pid, lock_path, lease_until, started_at
 SELECT owner_id, host, machine_id, pid, lock_path, lease_until, started_at

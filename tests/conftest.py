@@ -1,0 +1,54 @@
+"""What tests are given: a PostgreSQL for the session, fresh ledgers in it and in files, open databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.store.database import Database
+from holdfast.testing.postgres import PostgresServer
+from holdfast.testing.store_contract import LocalStore
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[PostgresServer]:
+    """One server for the session, shared by all its workers. Outages need one of their own."""
+    base = tmp_path_factory.getbasetemp()
+    with PostgresServer(shared=base if worker_id == "master" else base.parent) as server:
+        yield server
+
+
+@pytest.fixture
+def make_target(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Make a fresh ledger's target of a kind: `sqlite-memory`, `sqlite-file` or `postgres`."""
+
+    def make(kind: str) -> str:
+        if kind == "sqlite-memory":
+            return ":memory:"
+        if kind == "sqlite-file":
+            return str(tmp_path / "ledger.db")
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.fresh_schema()
+
+    return make
+
+
+@pytest.fixture(params=["sqlite-file", "postgres"])
+def ledger(request: pytest.FixtureRequest, make_target: Callable[[str], str]) -> str:
+    """The path or URL of a fresh ledger, on each database."""
+    return make_target(request.param)
+
+
+@pytest.fixture(params=["sqlite-memory", "sqlite-file", "postgres"])
+def store(request: pytest.FixtureRequest, make_target: Callable[[str], str], tmp_path: Path) -> LocalStore:
+    """What opens handles on a fresh ledger, on each database."""
+    return LocalStore(make_target(request.param), tmp_path / "owners")
+
+
+@pytest.fixture
+async def db(store: LocalStore) -> AsyncIterator[Database]:
+    """An open database, each in turn."""
+    async with store.opened() as database:
+        yield database

@@ -1,0 +1,86 @@
+"""A ledger, the world outside it, and the deaths of whoever works on it.
+
+What an effect did is counted where no ledger can flatter: in a file that effects append to and fsync.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast
+from holdfast.core.clock import Clock
+from holdfast.testing import Crashed, crash
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The world: one line for each thing that happened in it."""
+
+    path: Path
+
+    def happen(self, *words: object) -> None:
+        """Let something happen, for good."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lines(self) -> list[str]:
+        """Everything that happened, in order."""
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def count(self, *words: object) -> int:
+        """How often something that begins with these words happened."""
+        asked = " ".join(map(str, words)).split()
+        return sum(line.split()[: len(asked)] == asked for line in self.lines())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One ledger and what lies around it.
+
+    Attributes:
+        target: The ledger.
+        folder: For files of this test.
+        outside: Where effects are counted.
+    """
+
+    target: str
+    folder: Path
+
+    @property
+    def outside(self) -> Outside:
+        return Outside(self.folder / "outside")
+
+    def open(self, *, clock: Clock | None = None, recover: bool = False, **config: Any) -> holdfast.Holdfast:
+        """Open the ledger with these settings, as a process that just started would."""
+        config.setdefault("owner_dir", self.folder / "owners")
+        return holdfast.open(self.target, durable=holdfast.DurableConfig(**config), clock=clock, recover=recover)
+
+    async def die(
+        self, point: str, fn: Any, *args: Any, id: str, hit: int = 1, clock: Clock | None = None, **config: Any
+    ) -> None:
+        """Run an execution in a process that dies at a point."""
+        async with self.open(clock=clock, **config) as hf:
+            with crash(point, hit, "raise"), pytest.raises(Crashed):
+                await hf.run(fn, *args, id=id)
+
+    async def run(self, fn: Any, *args: Any, id: str, clock: Clock | None = None, **config: Any) -> Any:
+        """Run an execution in a process of its own, to its end."""
+        async with self.open(clock=clock, **config) as hf:
+            return await hf.run(fn, *args, id=id)
+
+
+def drop_everything() -> None:
+    """Die here: all that open ledgers hold in memory is gone."""
+    with crash("step.positioned", action="raise"), pytest.raises(Crashed):
+        from holdfast.core import points
+
+        points.reach("step.positioned")
