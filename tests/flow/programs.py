@@ -135,5 +135,23 @@ async def identify(target: str, seed: str) -> None:
         say(row.scope.hex(), row.idx, row.part, row.shape.hex(), row.key and row.key.hex())
 
 
+async def crowd(target: str, amount: str) -> None:
+    """Take many steps at once, and say how many commits that took."""
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def work(number: int) -> int:
+        return number
+
+    @holdfast.durable(kind="crowd")
+    async def program(count: int) -> int:
+        return len(await asyncio.gather(*(work(number) for number in range(count))))
+
+    async with holdfast.open(target) as hf:
+        say("opened")
+        done = await hf.run(program, int(amount), id="e")
+        say(done)
+        say(hf.database.writer.batches)
+
+
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

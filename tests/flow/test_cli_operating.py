@@ -93,7 +93,7 @@ def test_where_nothing_is_open_the_answer_is_no(doubted: str, position: str) -> 
         ("one", "--abort", "--by", "ann"),
         ("1.", "--abort", "--by", "ann"),
         ("", "--abort", "--by", "ann"),
-        ("١", "--abort", "--by", "ann"),
+        ("\u0661", "--abort", "--by", "ann"),
         ("99999999999", "--abort", "--by", "ann"),
         (),
     ],

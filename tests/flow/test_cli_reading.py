@@ -372,13 +372,12 @@ def rows(url: str) -> dict[str, str]:
     async def ask_server() -> dict[str, str]:
         connection = await asyncpg.connect(url)
         try:
-            tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
-            return {
-                name: await connection.fetchval(
-                    f"SELECT string_agg(concat(ctid, xmin, t), ' ' ORDER BY ctid) FROM {name} t"
-                )  # noqa: S608 - a table's own name
-                for (name,) in sorted(tables)
-            }
+            found = {}
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+            for (name,) in await connection.fetch(tables):
+                text = f"SELECT string_agg(concat(ctid, xmin, t), ' ' ORDER BY ctid) FROM {name} t"  # noqa: S608 - its own
+                found[name] = await connection.fetchval(text)
+            return found
         finally:
             await connection.close()
 

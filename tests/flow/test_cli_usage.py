@@ -20,7 +20,10 @@ COMMANDS = (
     ("verify",),
     ("db", "migrate"),
     ("db", "status"),
-    *(("executions", verb) for verb in "list show timeline diff decide cancel pause resume recover".split()),
+    *(
+        ("executions", verb)
+        for verb in ("list", "show", "timeline", "diff", "decide", "cancel", "pause", "resume", "recover")
+    ),
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import Busy, ConfigError, HoldfastError, StoreError, Unavailable
 from holdfast.core.loops import spawn
-from holdfast.store import Append, Database, StoreSettings, postgres_pool
+from holdfast.store import Append, Database, StoreSettings, postgres_batch, postgres_pool
 from holdfast.store.postgres import READERS_MAX, PostgresDatabase
 from holdfast.store.postgres_errors import label_of
 from holdfast.store.writer import Overdue
@@ -145,6 +145,27 @@ async def test_a_server_that_does_not_answer_is_waited_for(server: PostgresServe
         await database.writer.drained()
         assert not database.writer.degraded
         assert len(await entries(database, pk)) == 2
+
+
+async def test_a_connection_that_hangs_is_replaced(
+    fragile: PostgresDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session may wake up and commit what is being committed again."""
+    monkeypatch.setattr(postgres_batch, "STALL_S", 0.05)
+    pks = await executions(fragile, 6)
+    await put(fragile, *(entry(fragile, pk, 0) for pk in pks))
+    appends = [entry(fragile, pk, 1) for pk in pks]
+    server.pause()
+    try:
+        for each in appends:
+            assert fragile.writer.offer(each)
+        while fragile.writer.failures < fragile.lanes:
+            await fragile.clock.sleep(0.01)
+    finally:
+        server.resume()
+    assert all(result.fence == 1 for result in await settled_all(*appends))
+    for pk in pks:
+        assert [row.idx for row in await entries(fragile, pk)] == [0, 1]
 
 
 async def test_idle_connections_survive_a_restart(fragile: PostgresDatabase, server: PostgresServer) -> None:

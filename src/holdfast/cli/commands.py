@@ -33,7 +33,8 @@ def program(
     context: typer.Context,
     db: DbOption = None,
     config: ConfigOption = None,
-    version: Annotated[  # noqa: ARG001 - its callback acts
+    *,
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:

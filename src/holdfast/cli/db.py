@@ -63,13 +63,14 @@ async def _state(hf: Holdfast) -> dict[str, Any]:
     bytes_count = 0
     async with database.read() as tx:
         schema = await tx.one("ledger.get", name="schema")
-        before, rows = None, [None] * _PAGE_ROWS
-        while len(rows) == _PAGE_ROWS:
-            rows = await tx.all("executions.list", status=None, kind=None, queue=None, before=before, most=_PAGE_ROWS)
+        before: int | None = None
+        while rows := await tx.all(
+            "executions.list", status=None, kind=None, queue=None, before=before, most=_PAGE_ROWS
+        ):
             for row in rows:
                 counts[row.status] += 1
                 bytes_count += row.bytes
-                before = row.pk
+            before = rows[-1].pk
     number = decode_number(None if schema is None else schema.value, label=database.label)
     found = schema_status(number, database.dialect, label=database.label)
     return {

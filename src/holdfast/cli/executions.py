@@ -105,7 +105,7 @@ def show(
 ) -> None:
     """Show one execution and its journal, without the values in it."""
     from holdfast.cli import views
-    from holdfast.cli.render import print_json, warn
+    from holdfast.cli.render import warn
 
     async def work() -> tuple[Execution, list[Any]]:
         if not reveal:

@@ -100,7 +100,7 @@ def _raised_at(error: HoldfastError) -> str:
     import traceback
 
     frames = traceback.extract_tb(error.__cause__.__traceback__)
-    own = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - compared as text
+    own = os.path.dirname(os.path.dirname(__file__)) + os.sep
     places = [f"{frame.filename}:{frame.lineno}" for frame in frames if not frame.filename.startswith(own)]
     return f"it was raised at {places[-1]}" if places else ""
 

@@ -116,9 +116,10 @@ def declared(function: Durable[..., Any] | None) -> Iterator[None]:
 
     from holdfast.cli.render import complain
 
+    listed = function.raises if function is not None else ()
     try:
         yield
-    except function.raises if function is not None else () as error:
+    except listed as error:
         complain(f"{type(error).__name__}: {error}")
         raise typer.Exit(1) from error
 
@@ -187,7 +188,7 @@ def _import(module: str) -> Any:
     if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
         hint = "leave out .py" if module.endswith(".py") else "write it as in an import, such as shop.agent"
         raise ConfigError(f"{module!r} is not the name of a module", hint)
-    here = os.getcwd()  # noqa: PTH109 - an entry of sys.path is text
+    here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     try:

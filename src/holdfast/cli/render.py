@@ -242,7 +242,7 @@ def _write(stream: IO[str], text: str) -> None:
     try:
         stream.write(text + "\n")
     except UnicodeEncodeError:  # the terminal's encoding lacks a letter
-        encoding = stream.encoding or "ascii"
+        encoding = getattr(stream, "encoding", None) or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 

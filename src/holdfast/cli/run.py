@@ -25,7 +25,7 @@ def run(
     id: Annotated[
         str | None, typer.Option("--id", help="Id of the execution. Default: a new one.", show_default=False)
     ] = None,
-    as_json: JsonOption = False,  # noqa: ARG001 - accepted as everywhere; the output is JSON in any case
+    as_json: JsonOption = False,
 ) -> None:
     """Run or resume a durable function here; its output, or the recorded one, is printed as JSON."""
     from holdfast.cli.program import bind, declared, load_function

@@ -144,6 +144,8 @@ class Run:
     @property
     def replaying(self) -> bool:
         """Whether recorded positions lie ahead in the current scope."""
+        if self.over:
+            return False
         scope = _scope.get() or self.root
         return bool(scope.entries) or not scope.exhausted
 
@@ -161,6 +163,12 @@ class Run:
         """Set what the execution completes with when its block ends."""
         self.output = value
 
+    def part(self) -> None:
+        """Let go of the root scope when all is over: the two refer to each other, and to the task's context."""
+        self.over = True
+        self.root.task = None
+        del self.root
+
     # --- guards ---
 
     @property
@@ -171,7 +179,11 @@ class Run:
     def scope_here(self) -> Scope:
         """Return the scope durable calls of this context take positions in, here."""
         scope = _scope.get()
-        return scope if scope is not None and scope.run is self else self.root
+        if scope is not None and scope.run is self:
+            return scope
+        if self.over:
+            self.refuse()
+        return self.root
 
     def refuse(self) -> NoReturn:
         """Raise what every durable call raises from now on."""

@@ -131,6 +131,8 @@ class Flight:
         finally:
             self.engine.landed(self)
             self.deliver(value, self._told(error))
+            if self.run is not None:
+                self.run.part()
 
     def _told(self, error: BaseException | None) -> BaseException | None:
         if isinstance(error, Suspend) or (isinstance(error, asyncio.CancelledError) and self.engine.closing):

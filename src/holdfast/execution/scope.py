@@ -69,7 +69,7 @@ class Scope:
         self.key_prefix = keys.key_prefix(run.uid_bytes, run.chapter, labels)
         self.counter = 0
         self.occurrences: dict[bytes, int] = {}
-        self.labels_used: dict[str, int] = {}
+        self.labels_used: dict[str, int] | None = None
         self.entries: dict[int, Any] = {}
         """Recorded positions not asked for yet: a record, or the list of them where there are several."""
         self.exhausted = not recorded
@@ -77,7 +77,7 @@ class Scope:
         self.next_idx = journal.IDX_MIN
         self.loading: asyncio.Future[None] | None = None
         self.ahead: asyncio.Task[list[Row]] | None = None
-        self.patches: dict[str, bool] = {}
+        self.patches: dict[str, bool] | None = None
         self.patched_count = 0
         self.task: asyncio.Task[Any] | None = None
         self.thread = 0
@@ -99,7 +99,7 @@ class Scope:
         if self.thread:
             if threading.get_ident() != self.thread:
                 self._foreign(kind, name)
-        elif _current_task() is not self.task:
+        elif _current_task(self.run.loop) is not self.task:
             self._foreign(kind, name)
 
     def take(self, kind: str, name: str, shape: bytes) -> tuple[int, int]:
@@ -144,6 +144,8 @@ class Scope:
 
     def label(self, label: str) -> bytes:
         """Take the next occurrence of a label and return the label path of the scope it opens."""
+        if self.labels_used is None:
+            self.labels_used = {}
         occurrence = self.labels_used.get(label, 0)
         self.labels_used[label] = occurrence + 1
         return keys.scope_label(self.labels, label, occurrence)
@@ -192,6 +194,7 @@ class Scope:
             if full and idx == last:
                 break
             if idx < 0:
+                self.patches = self.patches or {}
                 self.patches[row.name] = row.payload == TRUE
                 self.patched_count += 1
             elif idx == previous:

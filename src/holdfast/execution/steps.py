@@ -304,7 +304,7 @@ class StepCall:
             intended = False
             self.attempt = attempt
             handle = StepHandle(self, attempt)
-            handle.task = _current_task()
+            handle.task = _current_task(run.loop)
             run.inflight.add(handle)
             token = _effect.set(handle)
             try:
@@ -406,7 +406,7 @@ class StepCall:
         run.bytes += size
         if not (run.pipelined and not spec.guarded and run.send(rows, size, "outcome", self.late)):
             future = run.loop.create_future()
-            item = run.item(rows, size, "outcome", future, self.late)
+            item = run.item(rows, size, "outcome", future)
             writer = run.writer
             try:
                 if not writer.offer(item):
@@ -414,11 +414,17 @@ class StepCall:
                 if writer.degraded:
                     raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
                 row = await future
+            except asyncio.CancelledError:
+                item.settled = self.late  # the outcome is on its way; only its refusal is still news
+                raise
             except Overdue as overdue:
+                item.settled = self.late
                 if item.state == "new" or (spec.guarded and spec.effect.kind != "cost_bearing"):
                     raise self.refuse_unavailable() from overdue
                 run.note_degraded(spec.name, self.position)
             else:
+                if row is None:
+                    self.late(durable=False)
                 if row is None or row.request is not None:
                     run.acknowledged(row)
                 if points.armed:

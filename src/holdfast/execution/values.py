@@ -129,6 +129,8 @@ async def _patched(scope: Scope, name: str, counter: int) -> bool:
     run.check()
     if not scope.exhausted and scope.next_idx == journal.IDX_MIN:
         await scope.find(journal.IDX_MIN)
+    if scope.patches is None:
+        scope.patches = {}
     if name in scope.patches:
         return scope.patches[name]
     answer = await scope.ahead_of(counter) is None

@@ -20,7 +20,7 @@ from holdfast.core.errors import WrongLoop, WrongProcess
 
 __all__ = ["Home", "leak"]
 
-_running_loop = asyncio.get_running_loop
+_running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented; gives None where the other one raises
 
 
 class Home:
@@ -40,13 +40,10 @@ class Home:
             WrongProcess: This is a child of the process that opened the handle.
             WrongLoop: This is another event loop, or none.
         """
-        self.check_process()
-        try:
-            if _running_loop() is self.loop:
-                return
-        except RuntimeError:
-            pass
-        raise WrongLoop(f"{self.label} was opened in another event loop", "open it in the loop that uses it")
+        if self.foreign:
+            self.check_process()
+        if _running_loop() is not self.loop:
+            raise WrongLoop(f"{self.label} was opened in another event loop", "open it in the loop that uses it")
 
     def check_process(self) -> None:
         """Make sure the caller is in the process that opened the handle.

@@ -91,9 +91,7 @@ class PostgresDatabase:
         self.readers = Pool(self._connector, begin=BEGIN_READ, edge=self.edge, most=READERS_MAX)
         self.writers = Pool(self._connector, begin=BEGIN_WRITE, edge=self.edge, most=WRITERS_MAX)
         self._listener: Listener | None = None
-        self._lanes = [
-            Lane(self._connect_lane, statements=self.statements, label=self.label, clock=clock) for _ in range(LANES)
-        ]
+        self._lanes = [Lane(self._connect_lane, statements=self.statements, label=self.label) for _ in range(LANES)]
         directory = None if read_only else settings.owner_dir or _runtime_directory()
         self.owner = Owner(self, home=self.home, directory=directory, clock=clock, settings=settings)
         self.writer = Writer(self, home=self.home, clock=clock, settings=settings)

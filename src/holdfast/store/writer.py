@@ -61,7 +61,9 @@ points.register(
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 5.0
 GATHER_TICKS_MAX = 3
-"""How many loop ticks a batch smaller than the last waits for more, as long as each tick brings some."""
+GATHER_S_MAX = 0.0002
+"""How long a batch smaller than the last waits for more, as long as each tick of the loop brings some. On a loop
+that is busy with other things a tick costs more than the flush it would save."""
 CLOSE_S_MIN = 0.5
 """However short an acknowledgement may take, closing tries for this long."""
 
@@ -78,8 +80,8 @@ class _Lane:
     """The queue of one connection and what is under way on it."""
 
     __slots__ = (
-        "careful", "doubtful", "down", "flying", "index", "last_count", "pause", "queue", "restart", "seen", "settled",
-        "taken_in", "ticking", "ticks",
+        "careful", "doubtful", "down", "first_tick", "flying", "index", "last_count", "pause", "queue", "restart",
+        "seen", "settled", "taken_in", "ticking", "ticks",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -97,6 +99,7 @@ class _Lane:
         self.last_count = 1
         self.seen = 0
         self.ticks = 0
+        self.first_tick = 0.0
 
 
 class Writer:
@@ -154,8 +157,9 @@ class Writer:
         if self._shut is not None:
             raise self._shut()
         items = self.pending_items
-        size = self.pending_bytes + append.size
-        if items and (self._line or items >= self._queue_items_max or size > self._queue_bytes_max):
+        if items and (
+            self._line or items >= self._queue_items_max or self.pending_bytes + append.size > self._queue_bytes_max
+        ):
             return False
         append.due = self._monotonic() + self._timeout
         self._accept(append)
@@ -257,10 +261,14 @@ class Writer:
         waiting = len(lane.queue)
         if waiting < lane.last_count and waiting > lane.seen and lane.ticks < GATHER_TICKS_MAX:
             # Callers of the last batch are still on their way back: a tick costs less than a flush.
-            lane.seen = waiting
-            lane.ticks += 1
-            self._loop.call_soon(self._tick, lane)
-            return
+            now = self._loop.time()
+            if not lane.ticks:
+                lane.first_tick = now
+            if now - lane.first_tick < GATHER_S_MAX:
+                lane.seen = waiting
+                lane.ticks += 1
+                self._loop.call_soon(self._tick, lane)
+                return
         lane.ticking = False
         lane.seen = lane.ticks = 0
         self._run(lane)
