@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -134,6 +135,10 @@ def dbos_replay(job: Job) -> Sample:
 # --- LangGraph ---------------------------------------------------------------------------------------
 
 
+class Interrupted(Exception):
+    """Ends a run before its last task, and lets what it hands over in the background get to disk."""
+
+
 class LangGraph:
     """An entrypoint over the SQLite saver."""
 
@@ -149,8 +154,7 @@ class LangGraph:
         @task
         async def first_live_task() -> None:
             if crash:
-                await asyncio.sleep(2)  # time for its background writes
-                os._exit(CRASHED)
+                raise Interrupted
 
         async def plain(count: int) -> int:
             for index in range(count):
@@ -219,12 +223,14 @@ def langgraph_concurrent100(job: Job) -> Sample:
 
 
 def langgraph_crash(job: Job) -> Sample:
-    """Record the tasks to be replayed, then die."""
-    return _langgraph(job.target, lambda app: app.long(job.sizes.replay), crash=True)
+    """Record the tasks to be replayed, then stop."""
+    with suppress(Interrupted):
+        _langgraph(job.target, lambda app: app.long(job.sizes.replay), crash=True)
+    sys.exit(CRASHED)
 
 
 def langgraph_replay(job: Job) -> Sample:
-    """Resume the thread the dead process left, up to its end."""
+    """Resume the thread that was left, up to its end."""
 
     async def work(app: LangGraph) -> Sample:
         with app.seen.timed():

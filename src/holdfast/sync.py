@@ -37,9 +37,9 @@ from holdfast.core.page import Page
 from holdfast.execution import branches, engine, flow, handle, values
 from holdfast.execution.config import DurableConfig
 from holdfast.execution.context import current_scope
-from holdfast.execution.declare import Call, PlainDurable
+from holdfast.execution.declare import Call, Durable
 from holdfast.execution.effects import StepDescriptor, StepHandle, StepRecord, Verdict
-from holdfast.execution.flow import continue_as_new, current
+from holdfast.execution.flow import continue_as_new
 from holdfast.execution.operate import CancelOutcome, RecoverReport
 from holdfast.execution.request import OnBusy, OnDivergence
 from holdfast.execution.scope import Scope, _scope
@@ -187,7 +187,7 @@ class Holdfast:
         self.close()
 
     def run(
-        self, fn: PlainDurable[..., R] | Call[R], /, *args: Any, id: str | None = None,
+        self, fn: Durable[..., R] | Call[R], /, *args: Any, id: str | None = None,
         deadline: timedelta | None = None, on_divergence: OnDivergence = "restart", on_busy: OnBusy = "wait",
         reopen: bool = False, **kwargs: Any,
     ) -> R:  # fmt: skip
@@ -198,7 +198,7 @@ class Holdfast:
         )))  # fmt: skip
 
     def start(
-        self, fn: PlainDurable[..., R] | Call[R], /, *args: Any, id: str | None = None,
+        self, fn: Durable[..., R] | Call[R], /, *args: Any, id: str | None = None,
         deadline: timedelta | None = None, on_divergence: OnDivergence = "restart", on_busy: OnBusy = "wait",
         reopen: bool = False, **kwargs: Any,
     ) -> Handle[R]:  # fmt: skip
@@ -216,9 +216,11 @@ class Holdfast:
         on_divergence: OnDivergence = "raise", reopen: bool = False,
     ) -> Iterator[Context]:  # fmt: skip
         """Make the block an execution; its durable calls are made in this thread."""
-        opened = self._inner.execution(
-            id, kind=kind, input=input, deadline=deadline, on_divergence=on_divergence, reopen=reopen
-        )
+        def opened() -> Any:
+            return self._inner.execution(
+                id, kind=kind, input=input, deadline=deadline, on_divergence=on_divergence, reopen=reopen
+            )
+
         if self._portal is None:
             raise Closed("this Holdfast is not open", "use `with holdfast.sync.open(…)`")
         guest = _Guest(self._portal, opened)
@@ -300,7 +302,7 @@ class Holdfast:
 class _Guest:
     """An async block kept open in the loop while its body runs in another thread."""
 
-    def __init__(self, portal: _Portal, opened: Any) -> None:
+    def __init__(self, portal: _Portal, opened: Callable[[], Any]) -> None:
         self._portal = portal
         self._opened = opened
         self._body: asyncio.Future[BaseException | None] | None = None
@@ -314,7 +316,7 @@ class _Guest:
     async def _hold(self) -> None:
         self._body = asyncio.get_running_loop().create_future()
         try:
-            async with self._opened as inner:
+            async with self._opened() as inner:
                 self._entered.set_result(inner)
                 error = await self._body
                 if error is not None:
@@ -346,6 +348,12 @@ def _wait(scope: Scope | None, coroutine: Coroutine[Any, Any, T]) -> T:
 
 async def _alone(coroutine: Coroutine[Any, Any, T]) -> T:
     return await coroutine
+
+
+def current() -> Context | None:
+    """Return the context of the execution this thread runs, or None."""
+    inner = flow.current()
+    return Context(inner) if inner is not None else None
 
 
 def now() -> datetime:
@@ -437,10 +445,6 @@ def first(*functions: Callable[[], T]) -> tuple[int, T]:
     asked = values.Asked(scope, "first")
     contenders = [branches.Contender(scope, attempt(fn)()) for fn in functions]
     return cast("tuple[int, T]", _wait(scope, branches.first_of(asked, contenders)))
-
-
-class _Lost(BaseException):
-    """Ends the thread of a function that `first` did not choose, at its next durable call."""
 
 
 class _BranchThread:
@@ -535,3 +539,68 @@ class Context:
     def step_recorded(self, descriptor: StepDescriptor, op: Callable[[StepHandle], T]) -> StepRecord[T]:
         """As `step`, returning the value together with how it came about."""
         return _wait(self._inner.root, self._inner.step_recorded(descriptor, op))
+
+    @contextmanager
+    def parallel(self, label: str = "parallel") -> Iterator[Parallel]:
+        """Open a block whose steps start at once; its end awaits all.
+
+        Errors that nobody looked at are raised as an ExceptionGroup.
+        """
+        inner = branches.Branch(label, self._inner.scope_here(), "parallel")
+        with _entered(inner):
+            block = Parallel()
+            yield block
+            block.settle()
+
+    branch = staticmethod(branch)
+    gather = staticmethod(gather)
+    first = staticmethod(first)
+    now = staticmethod(now)
+    random = staticmethod(random)
+    uuid = staticmethod(uuid)
+    patched = staticmethod(patched)
+
+
+class ParallelResult(Generic[R]):
+    """The result of a step started in `parallel()`."""
+
+    def __init__(self, inner: ThreadFuture[R]) -> None:
+        self._inner = inner
+        self.looked_at = False
+
+    def result(self, timeout: float | None = None) -> R:
+        """Return the step's value, waiting for it, or raise its error."""
+        self.looked_at = True
+        return self._inner.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the step's error, or None."""
+        self.looked_at = True
+        return self._inner.exception(timeout)
+
+
+class Parallel:
+    """Steps that start at once and are numbered in the order they are written."""
+
+    def __init__(self) -> None:
+        self._started: builtins.list[ParallelResult[Any]] = []
+
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], T]) -> ParallelResult[T]:
+        """Start a step now."""
+        scope = _scope.get()
+        assert scope is not None
+        call = branches.described(scope, descriptor, op)
+        started: ParallelResult[T] = ParallelResult(asyncio.run_coroutine_threadsafe(call.perform(), scope.run.loop))
+        self._started.append(started)
+        return started
+
+    def settle(self) -> None:
+        """Wait for all; raise what nobody looked at."""
+        seen = [started.looked_at for started in self._started]
+        errors = [started.exception() for started in self._started]
+        for error in errors:
+            if error is not None and not isinstance(error, Exception):
+                raise error
+        unseen = [e for e, looked in zip(errors, seen, strict=True) if isinstance(e, Exception) and not looked]
+        if unseen:
+            raise ExceptionGroup(f"{len(unseen)} of {len(errors)} parallel steps failed", unseen)

@@ -135,7 +135,7 @@ async def identify(target: str, seed: str) -> None:
         say(row.scope.hex(), row.idx, row.part, row.shape.hex(), row.key and row.key.hex())
 
 
-async def crowd(target: str, amount: str) -> None:
+async def crowd(target: str, amount: str, id: str) -> None:
     """Take many steps at once, and say how many commits that took."""
 
     @holdfast.step(effect=holdfast.at_least_once())
@@ -148,7 +148,7 @@ async def crowd(target: str, amount: str) -> None:
 
     async with holdfast.open(target) as hf:
         say("opened")
-        done = await hf.run(program, int(amount), id="e")
+        done = await hf.run(program, int(amount), id=id)
         say(done)
         say(hf.database.writer.batches)
 

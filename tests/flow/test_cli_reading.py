@@ -412,17 +412,3 @@ def test_looking_changes_no_byte_while_a_process_works(told: str) -> None:
         assert busy["owner"].endswith(f":{process.pid}")
         out, _ = process.communicate("heard\n", timeout=60)
         assert (process.returncode, out) == (0, '"heard"\n')
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_ledger_in_a_folder_that_cannot_be_written_can_be_looked_at(tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir()
-    db = folder / "ledger.db"
-    assert ask("run", f"{SHOP}:plain", '["a"]', "--id", "a", "--db", db).code == 0
-    db.chmod(0o400)
-    folder.chmod(0o500)
-    try:
-        assert tell("executions", "show", "a", "--db", db)["status"] == "completed"
-    finally:
-        folder.chmod(0o700)

@@ -111,14 +111,14 @@ async def fill(path: str) -> None:
         await put(database, [note(1, 0)])
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(path + "-wal").st_size + 1000, hard))
-        append = note(1, 1, body=b"x" * 100_000)
+        append = note(1, 1, body=b"x" * 4_000_000)
         assert database.writer.offer(append)
         later = note(1, 2)
         assert database.writer.offer(later)
         await until(lambda: database.writer.failures)
         try:
             async with database.write() as tx:
-                await tx.run("notes.add", [(1, 3, b"x" * 100_000, 1)])
+                await tx.run("notes.add", [(1, 3, b"x" * 4_000_000, 1)])
         except HoldfastError as error:
             say(error.code, error.hint != "")
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

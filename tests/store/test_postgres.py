@@ -279,7 +279,34 @@ async def test_a_batch_is_one_statement(pg: PostgresDatabase) -> None:
     link.connection.add_query_logger(lambda record: others.append(record.query))
     assert all(await put(pg, *batch(first + 2)))
     assert others == [], "statements besides the prepared call, which is not logged"
-    assert [call is not None for call in lane._calls.values()] == [True]
+    assert [call is not None for call in link.calls.values()] == [True]
+
+
+async def test_a_lone_append_is_one_row_of_plain_values(pg: PostgresDatabase) -> None:
+    [pk] = await executions(pg)
+    await put(pg, entry(pg, pk, 0))
+    link = pg._lanes[pk % pg.lanes]._link
+    assert link is not None
+    [call] = link.calls.values()
+    assert (call.parts, call.guarded, call.single) == ([("journal.append", True)], True, True)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "values"),
+    [
+        ("SELECT * FROM unnest($1::bigint[], $2::text[])", "SELECT * FROM (VALUES ($1::bigint, $2::text)) AS one_row"),
+        ("FROM unnest($1::int[])\n AS w (a) WHERE w.a > 0", "FROM (VALUES ($1::int))\n AS w (a) WHERE w.a > 0"),
+        ("SELECT * FROM unnest($1::int[]) ON CONFLICT", "SELECT * FROM (VALUES ($1::int)) AS one_row ON CONFLICT"),
+        ("FROM unnest($1::int[]) WITH ORDINALITY AS w (a, place)", None),
+        ("FROM unnest($1::int[]) w", None),
+        ("WHERE a = ANY ($1::int[])", None),
+        ("FROM unnest($1::int[]) AS w, unnest($2::int[]) AS v", None),
+    ],
+)
+def test_arrays_become_values_only_where_that_is_certain(arrays: str, values: str | None) -> None:
+    text = postgres_batch._Text(arrays, single=True)
+    assert (text.text, text.plain) == (values or arrays, values is not None)
+    assert postgres_batch._Text(arrays, single=False).text == arrays
 
 
 async def test_a_role_without_temporary_objects_can_append(server: PostgresServer, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from holdfast.execution.journal import PLAN
 from holdfast.store import Plan, StoreSettings, catalogue
 from holdfast.store.catalogue import Catalogue, Dialect, Statement, parse
 from holdfast.store.postgres import PostgresDatabase
-from holdfast.store.postgres_batch import PARAMETERS_MAX
 from holdfast.store.postgres_tx import takes_arrays
 from holdfast.store.sqlite import open_sqlite
 
@@ -96,8 +95,6 @@ def test_plans_are_made_of_statements_that_fit(plan: Plan, statements: dict[str,
     if statements is POSTGRES:
         for name in (plan.guard, *plan.creates, *plan.writes):
             assert takes_arrays(statements[name].text), f"{name} takes one row"
-        amount = sum(len(statements[name].params) for name in (plan.guard, *plan.creates, *plan.writes))
-        assert amount <= PARAMETERS_MAX, "a batch of all of them would not be one call"
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)

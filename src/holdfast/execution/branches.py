@@ -70,7 +70,7 @@ class Branch:
         return self.child
 
     async def __aenter__(self) -> Branch:
-        if self._asked is not None:
+        if self._asked is not None and self._token is None:
             self._token = _scope.set(await self.open())
         return self
 
@@ -85,10 +85,15 @@ class Branch:
 
     async def run_awaitable(self, awaitable: Awaitable[T]) -> T:
         """Await something inside the branch."""
+        try:
+            await self.__aenter__()
+        except BaseException:
+            discard(awaitable)
+            raise
         async with self:
             return await awaitable
 
-    def run(self, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
+    def run(self, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Coroutine[object, object, T]:
         """Return a coroutine that calls a function inside the branch."""
         return self._run(fn, args, kwargs)
 
@@ -141,10 +146,7 @@ class Contender:
 
     def discard(self) -> None:
         """Never start it."""
-        if inspect.iscoroutine(self.awaitable):
-            self.awaitable.close()
-        elif isinstance(self.awaitable, asyncio.Future):
-            self.awaitable.cancel()
+        discard(self.awaitable)
 
     def concerns(self, handle: StepHandle) -> bool:
         """Say whether a running exactly_once effect belongs to it."""
@@ -154,6 +156,14 @@ class Contender:
         if self.branch is not None:
             return scope.startswith(self.path)
         return self.index is not None and scope == self.path and index == self.index
+
+
+def discard(awaitable: Awaitable[Any]) -> None:
+    """Let go of an awaitable that will not be awaited."""
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+    elif isinstance(awaitable, asyncio.Future):
+        awaitable.cancel()
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
@@ -192,24 +202,26 @@ async def gathered(contenders: list[Contender], *, return_exceptions: bool) -> l
 
 
 @overload
-def gather(a1: Awaitable[T1], /) -> Coroutine[Any, Any, tuple[T1]]: ...
+def gather(a1: Awaitable[T1], /) -> Coroutine[object, object, tuple[T1]]: ...
 @overload
-def gather(a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[Any, Any, tuple[T1, T2]]: ...
+def gather(a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[object, object, tuple[T1, T2]]: ...
 @overload
-def gather(a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /) -> Coroutine[Any, Any, tuple[T1, T2, T3]]: ...
+def gather(
+    a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /
+) -> Coroutine[object, object, tuple[T1, T2, T3]]: ...
 @overload
 def gather(
     a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], a4: Awaitable[T4], /
-) -> Coroutine[Any, Any, tuple[T1, T2, T3, T4]]: ...
+) -> Coroutine[object, object, tuple[T1, T2, T3, T4]]: ...
 @overload
 def gather(
     a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], a4: Awaitable[T4], a5: Awaitable[T5], /
-) -> Coroutine[Any, Any, tuple[T1, T2, T3, T4, T5]]: ...
+) -> Coroutine[object, object, tuple[T1, T2, T3, T4, T5]]: ...
 @overload
-def gather(*aws: Awaitable[T]) -> Coroutine[Any, Any, list[T]]: ...
+def gather(*aws: Awaitable[T]) -> Coroutine[object, object, list[T]]: ...
 @overload
-def gather(*aws: Awaitable[T], return_exceptions: bool) -> Coroutine[Any, Any, list[T | BaseException]]: ...
-def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Coroutine[Any, Any, Any]:
+def gather(*aws: Awaitable[T], return_exceptions: bool) -> Coroutine[object, object, list[T | BaseException]]: ...
+def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> Coroutine[object, object, Any]:
     """Run awaitables concurrently, each in a branch of its own, and return their results in order.
 
     Durable calls keep the positions they have. All are settled; then the error of the lowest index is
@@ -272,16 +284,16 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
 
 
 @overload
-def first(a1: Awaitable[T1], /) -> Coroutine[Any, Any, tuple[int, T1]]: ...
+def first(a1: Awaitable[T1], /) -> Coroutine[object, object, tuple[int, T1]]: ...
 @overload
-def first(a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[Any, Any, tuple[int, T1 | T2]]: ...
+def first(a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[object, object, tuple[int, T1 | T2]]: ...
 @overload
 def first(
     a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /
-) -> Coroutine[Any, Any, tuple[int, T1 | T2 | T3]]: ...
+) -> Coroutine[object, object, tuple[int, T1 | T2 | T3]]: ...
 @overload
-def first(*aws: Awaitable[T]) -> Coroutine[Any, Any, tuple[int, T]]: ...
-def first(*aws: Awaitable[Any]) -> Coroutine[Any, Any, tuple[int, Any]]:
+def first(*aws: Awaitable[T]) -> Coroutine[object, object, tuple[int, T]]: ...
+def first(*aws: Awaitable[Any]) -> Coroutine[object, object, tuple[int, Any]]:
     """Run awaitables concurrently and return (index, value) of the one that settles first, recorded.
 
     A tie goes to the lowest index; a winner's error is raised. The others are cancelled once their
@@ -333,13 +345,17 @@ class Parallel(AbstractAsyncContextManager["Parallel"]):
         await self._branch.open()
         return self
 
-    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> asyncio.Future[T]:
+    @overload
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T]]) -> asyncio.Future[T]: ...
+    @overload
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], T]) -> asyncio.Future[T]: ...
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> asyncio.Future[Any]:
         """Start a step now; its future may be awaited inside the block or after it."""
         child = self._branch.child
         if child is None:
             raise OutsideExecution("parallel().step() was called outside its block", "use `async with`")
         call = described(child, descriptor, op)
-        future: ParallelFuture[T] = ParallelFuture(loop=child.run.loop)
+        future: ParallelFuture[Any] = ParallelFuture(loop=child.run.loop)
         task = spawn(call.perform(), f"holdfast.parallel.{descriptor.name}")
         task.add_done_callback(lambda done: _copy(done, future))
         self._started.append((task, future))
@@ -380,7 +396,7 @@ def _copy(task: asyncio.Task[Any], future: ParallelFuture[Any]) -> None:
         future._log_traceback = False  # noqa: SLF001 - the block reports it
 
 
-def described(scope: Scope, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> StepCall:
+def described(scope: Scope, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> StepCall:
     """Make the call of a step that is described rather than decorated."""
     effect = _effect.get()
     if effect is not None:

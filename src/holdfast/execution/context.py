@@ -16,11 +16,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from holdfast.core.clock import to_datetime
+from holdfast.core.clock import Timer, to_datetime
 from holdfast.core.errors import LeaseLost, WrongProcess
 from holdfast.execution import journal, keys
 from holdfast.execution.errors import (
     DeadlineExceeded,
+    DurableError,
     ExecutionCanceled,
     ExecutionFinished,
     JournalUnavailable,
@@ -116,6 +117,8 @@ class Run:
         self.riding_size = 0
         self.inflight: set[StepHandle] = set()
         self.drained: asyncio.Future[None] | None = None
+        self.leaving: Timer | None = None
+        self.program: asyncio.Task[Any] | None = None
         self.watch: asyncio.Future[None] | None = None
         self.parked: set[asyncio.Future[None]] | None = None
         self.waiting = False
@@ -217,10 +220,22 @@ class Run:
         for waiter in list(self.parked or ()):
             if not waiter.done():
                 waiter.set_result(None)
+        config = self.engine.config
         if isinstance(error, ExecutionCanceled):
             for handle in list(self.inflight):
                 if not handle.guarded and handle.task is not None:
                     handle.task.cancel()
+            self.leaving = self.clock.call_later(config.cancel_grace_ms / 1000, self.leave)
+        elif isinstance(error, DurableError):
+            self.leaving = self.clock.call_later(config.drain_ms / 1000, self.leave)
+
+    def leave(self) -> None:
+        """End what has not ended by itself since the halt; a guarded effect stays an open intent."""
+        for handle in list(self.inflight):
+            if handle.task is not None:
+                handle.task.cancel()
+        if self.program is not None:
+            self.program.cancel()
 
     def requested(self, request: str) -> None:
         """Act on an operator's request seen in the ledger."""

@@ -211,9 +211,9 @@ class Durable(Generic[P, R]):
 class AsyncDurable(Durable[P, R]):
     """A durable `async def`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Call the plain function."""
-        return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
+        return cast("Coroutine[object, object, R]", self.fn(*args, **kwargs))
 
 
 class PlainDurable(Durable[P, R]):
@@ -435,11 +435,11 @@ def here() -> Scope | None:
 class Step(BaseStep[P, R]):
     """An `async def` as a step."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Run, or replay, the step; outside an execution call the function."""
         scope = _scope.get()
         if scope is None or (_effect.get() is not None and self.nested()):
-            return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
+            return cast("Coroutine[object, object, R]", self.fn(*args, **kwargs))
         if scope.thread:
             raise OutsideExecution(
                 f"async step {self.name!r} was called in a plain durable function",
@@ -447,11 +447,11 @@ class Step(BaseStep[P, R]):
             )
         return self.take(scope, args, kwargs).perform()
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """As calling the step."""
         return self(*args, **kwargs)
 
-    def recorded(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, StepRecord[R]]:
+    def recorded(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, StepRecord[R]]:
         """As calling the step, returning the value together with how it came about."""
         scope = _require_scope(self)
         return self.take(scope, args, kwargs).perform_recorded()
@@ -474,14 +474,14 @@ class PlainStep(BaseStep[P, R]):
             )
         return cast("R", in_loop(scope, self.take(scope, args, kwargs).perform()))
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Run, or replay, the step in an async execution; outside one run the function in a thread."""
         scope = _scope.get()
         if scope is None or (_effect.get() is not None and self.nested()):
-            return cast("Coroutine[Any, Any, R]", asyncio.to_thread(self.fn, *args, **kwargs))
+            return cast("Coroutine[object, object, R]", asyncio.to_thread(self.fn, *args, **kwargs))
         return self.take(scope, args, kwargs).perform()
 
-    def recorded(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, StepRecord[R]]:
+    def recorded(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, StepRecord[R]]:
         """As `call`, returning the value together with how it came about."""
         scope = _require_scope(self)
         return self.take(scope, args, kwargs).perform_recorded()

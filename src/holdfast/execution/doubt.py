@@ -75,7 +75,6 @@ async def shifted(call: StepCall) -> Any:
         run.audit("shifted_effect", position=call.position, detail={"action": "run"}, **fields)
         return await call.live(1)
     record = candidate.outcome or candidate.records[-1]
-    run.past.claim(candidate)
     held = call.entry(OPENED, 0, carried_from=record.seq)
     return await ask(call, "shifted_effect", [held], event="shifted_effect")
 

@@ -29,7 +29,7 @@ from holdfast.core.page import Page
 from holdfast.execution import block, journal, operate, verify, views
 from holdfast.execution.config import DurableConfig
 from holdfast.execution.context import Run, Suspend
-from holdfast.execution.declare import AsyncDurable, Call, Durable, PlainDurable, registered, require_kind
+from holdfast.execution.declare import Call, Durable, registered, require_kind
 from holdfast.execution.effects import StepDescriptor, Verdict
 from holdfast.execution.ends import conflict
 from holdfast.execution.errors import DurabilityDisabled, NestedEffect, UnknownExecution
@@ -246,7 +246,11 @@ class Holdfast:
             raise WrongProcess("this Holdfast was opened by another process", "open it again in this one")
         if not self._opened:
             raise Closed("this Holdfast is not open", "use `async with holdfast.open(…)`")
-        if asyncio.get_running_loop() is not self.loop:
+        try:
+            at_home = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            at_home = False
+        if not at_home:
             raise WrongLoop("this Holdfast was opened in another event loop", "open it in the loop that uses it")
 
     def check_ready(self) -> None:
@@ -273,7 +277,7 @@ class Holdfast:
     ) -> R: ...  # fmt: skip
     @overload
     async def run(
-        self, fn: AsyncDurable[..., R] | PlainDurable[..., R], /, *args: Any, id: str | None = None,
+        self, fn: Durable[..., R], /, *args: Any, id: str | None = None,
         deadline: timedelta | None = None, on_divergence: OnDivergence = "restart", on_busy: OnBusy = "wait",
         reopen: bool = False, **kwargs: Any,
     ) -> R: ...  # fmt: skip
@@ -314,7 +318,7 @@ class Holdfast:
     ) -> Handle[R]: ...  # fmt: skip
     @overload
     async def start(
-        self, fn: AsyncDurable[..., R] | PlainDurable[..., R], /, *args: Any, id: str | None = None,
+        self, fn: Durable[..., R], /, *args: Any, id: str | None = None,
         deadline: timedelta | None = None, on_divergence: OnDivergence = "restart", on_busy: OnBusy = "wait",
         reopen: bool = False, **kwargs: Any,
     ) -> Handle[R]: ...  # fmt: skip

@@ -367,12 +367,14 @@ class Flight:
         if fn.plain:
             return await self.engine.threads.program(run, fn.fn, args, kwargs)
         token = _scope.set(run.root.bind())
+        run.program = self.task
         try:
             return await fn.fn(*args, **kwargs), None
         except BaseException as error:  # noqa: BLE001 - `conclude` decides what it means
             return None, error
         finally:
             _scope.reset(token)
+            run.program = None
 
     # --- ends ---
 
@@ -386,6 +388,8 @@ class Flight:
         Returns None when the execution has completed, otherwise what the next generation starts with (an
         empty tuple: the same arguments). Raises every other end.
         """
+        if run.leaving is not None:
+            run.leaving.cancel()
         if isinstance(error, points.Crashed) or self.engine.crashed:
             raise error or points.Crashed("the process crashed")
         await self._tidy(run, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, overload
 from uuid import UUID
 
 from holdfast.execution import keys
@@ -51,13 +51,27 @@ class Context(Run):
         chapter: Which chapter, from 0.
     """
 
-    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
+    @overload
+    def step(
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T]]
+    ) -> Coroutine[object, object, T]: ...
+    @overload
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], T]) -> Coroutine[object, object, T]: ...
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> Coroutine[object, object, Any]:
         """Run, or replay, the described step; `op` gets its handle. A plain `op` runs in a thread."""
         return described(self.scope_here(), descriptor, op).perform()
 
+    @overload
     def step_recorded(
-        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]
-    ) -> Coroutine[Any, Any, StepRecord[T]]:
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T]]
+    ) -> Coroutine[object, object, StepRecord[T]]: ...
+    @overload
+    def step_recorded(
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], T]
+    ) -> Coroutine[object, object, StepRecord[T]]: ...
+    def step_recorded(
+        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]
+    ) -> Coroutine[object, object, StepRecord[Any]]:
         """As `step`, returning the value together with how it came about."""
         return described(self.scope_here(), descriptor, op).perform_recorded()
 
@@ -72,29 +86,29 @@ class Context(Run):
         """Open a part of the program whose durable calls are numbered on their own."""
         return Branch(label, self.scope_here())
 
-    def gather(self, *aws: Awaitable[T], return_exceptions: bool = False) -> Coroutine[Any, Any, list[T]]:
+    def gather(self, *aws: Awaitable[T], return_exceptions: bool = False) -> Coroutine[object, object, list[T]]:
         """As `holdfast.gather`."""
         scope = self.scope_here()
         return gathered([Contender(scope, each) for each in aws], return_exceptions=return_exceptions)
 
-    def first(self, *aws: Awaitable[T]) -> Coroutine[Any, Any, tuple[int, T]]:
+    def first(self, *aws: Awaitable[T]) -> Coroutine[object, object, tuple[int, T]]:
         """As `holdfast.first`."""
         scope = self.scope_here()
         return first_of(Asked(scope, "first"), [Contender(scope, each) for each in aws])
 
-    def now(self) -> Coroutine[Any, Any, datetime]:
+    def now(self) -> Coroutine[object, object, datetime]:
         """As `holdfast.now`."""
         return _now(Asked(self.scope_here(), "now"))
 
-    def random(self) -> Coroutine[Any, Any, float]:
+    def random(self) -> Coroutine[object, object, float]:
         """As `holdfast.random`."""
         return _random_float(Asked(self.scope_here(), "random"))
 
-    def uuid(self) -> Coroutine[Any, Any, UUID]:
+    def uuid(self) -> Coroutine[object, object, UUID]:
         """As `holdfast.uuid`."""
         return _random_uuid(Asked(self.scope_here(), "uuid"))
 
-    def patched(self, name: str) -> Coroutine[Any, Any, bool]:
+    def patched(self, name: str) -> Coroutine[object, object, bool]:
         """As `holdfast.patched`."""
         check_name(name, "patch")
         scope = self.scope_here()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class PlainParallel:
         await self._group.__aenter__()
         return self
 
-    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> asyncio.Future[T]:
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> asyncio.Future[Any]:
         """Start a step now."""
         return self._group.create_task(self._context.step(descriptor, op))
 
@@ -92,14 +92,12 @@ class PlainContext:
         """Keep the output; nobody reads it from a ledger."""
         self.output = value
 
-    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
+    def step(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> Coroutine[object, object, Any]:
         """Call the operation."""
         self._count += 1
         return _operate(self, self._count - 1, descriptor, op)
 
-    async def step_recorded(
-        self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T] | T]
-    ) -> StepRecord[T]:
+    async def step_recorded(self, descriptor: StepDescriptor, op: Callable[[StepHandle], Any]) -> StepRecord[Any]:
         """Call the operation and say that it ran."""
         index = self._count
         value = await self.step(descriptor, op)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random as _random
 from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from holdfast.core.clock import SystemClock, to_datetime
@@ -156,19 +156,19 @@ async def _ready(value: T) -> T:
     return value
 
 
-def now() -> Coroutine[Any, Any, datetime]:
+def now() -> Coroutine[object, object, datetime]:
     """Return the current time, recorded: aware UTC, and never decreasing within an execution."""
     asked = _recorded("now()", "now", None)
     return _now(asked) if asked is not None else _ready(to_datetime(SystemClock().now()))
 
 
-def random() -> Coroutine[Any, Any, float]:
+def random() -> Coroutine[object, object, float]:
     """Return a float in [0, 1) with 53 bits, the same on every resume and in every generation."""
     asked = _recorded("random()", "random", None)
     return _random_float(asked) if asked is not None else _ready(_random.random())  # noqa: S311 - no secret
 
 
-def uuid() -> Coroutine[Any, Any, UUID]:
+def uuid() -> Coroutine[object, object, UUID]:
     """Return a version 4 UUID, the same on every resume and in every generation."""
     asked = _recorded("uuid()", "uuid", None)
     if asked is not None:
@@ -176,7 +176,7 @@ def uuid() -> Coroutine[Any, Any, UUID]:
     return _ready(UUID(int=_random.getrandbits(128), version=4))
 
 
-def patched(name: str) -> Coroutine[Any, Any, bool]:
+def patched(name: str) -> Coroutine[object, object, bool]:
     """Say whether this execution runs the program with the change called `name`.
 
     True for an execution that comes here for the first time, False for one whose journal was made

@@ -10,7 +10,8 @@ The long way is statement by statement: for refusals, for careful batches, when 
 where the role may make no temporary function.
 
 PostgreSQL's texts take arrays here: a statement runs once, with a column of the batch's rows per parameter. A
-guard's first columns are its parameters.
+guard's first columns are its parameters. A batch of a single append, which is what a lone caller waits for, is
+called with plain values instead: `unnest` of its arrays becomes a row of `VALUES`.
 
 Invariants:
     - A batch whose guard refuses a key writes the appends of the others, and nothing of that key's.
@@ -50,7 +51,9 @@ __all__ = ["LANE_SETTINGS", "Lane"]
 log = logging.getLogger(__name__)
 
 LANE_SETTINGS = {
-    # A function keeps its plans. One made while a table is small must not scan it when it has grown.
+    # To plan a statement takes longer than to run it, so a function keeps its plans; and one made while a table is
+    # small must not scan it when it has grown.
+    "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -61,23 +64,36 @@ COLLISIONS_MAX = 5
 """How often a batch that met another transaction is run again at once."""
 PARAMETERS_MAX = 100
 """PostgreSQL's own limit for a function."""
-CALLS_MAX = 64
+CALLS_MAX = 100
 """Functions per session: plans use few combinations of their statements; what is beyond goes the long way."""
 
 _FAILURES: tuple[type[Exception], ...] = (*DRIVER_ERRORS, StoreError)
 _REFUSED = "HF001"
 _NUMBER = re.compile(r"\$([0-9]+)")
+_UNNEST = re.compile(
+    r"\bunnest\((?P<arrays>(?:\s*\$[0-9]+::[\w ]+\[\]\s*,?)+)\)(?P<alias>\s+AS\b|(?=\s*(?:ON|WHERE|RETURNING|ORDER|$)))"
+)
 
 
 class _Call:
-    """A prepared call for one combination of a plan's statements."""
+    """A prepared call for one combination of a plan's statements.
 
-    __slots__ = ("fetch", "guarded", "names")
+    Attributes:
+        fetch: Makes the call.
+        parts: The statements whose rows are its arguments, and whether each takes the values of one row.
+        guarded: Whether the guard's keys come first.
+        single: Whether it is for one row per statement, and one key.
+    """
 
-    def __init__(self, fetch: Callable[..., Awaitable[list[Any]]], names: tuple[str, ...], *, guarded: bool) -> None:
+    __slots__ = ("fetch", "guarded", "parts", "single")
+
+    def __init__(
+        self, fetch: Callable[..., Awaitable[list[Any]]], parts: list[tuple[str, bool]], *, guarded: bool, single: bool
+    ) -> None:
         self.fetch = fetch
-        self.names = names
+        self.parts = parts
         self.guarded = guarded
+        self.single = single
 
 
 class _Refused(Exception):
@@ -101,7 +117,6 @@ class Lane:
         self._label = label
         self._link: Link | None = None
         self._ghosts: list[Link] = []
-        self._calls: dict[tuple[str, tuple[str, ...], bool], _Call | None] = {}
 
     async def commit(self, batch: Batch) -> None:
         """Commit a batch.
@@ -148,7 +163,6 @@ class Lane:
             self._ghosts.pop()
 
     async def _open(self) -> Link:
-        self._calls = {}
         self._link = await self._connect(LANE_SETTINGS)
         return self._link
 
@@ -210,64 +224,71 @@ class Lane:
     async def _invoke(self, group: Group, call: _Call) -> None:
         rows, guards = group.rows, group.guards
         arguments: list[Any] = []
-        for name in call.names:
-            arguments += zip(*rows[name], strict=True)
-        if not call.guarded:
-            await call.fetch(*arguments)
-            return
         keys = sorted(guards)
-        guard = self._statements[group.plan.guard]
-        width = len(guard.params)
+        if keys:
+            arguments += keys[0] if call.single else zip(*keys, strict=True)
+        for name, plain in call.parts:
+            arguments += rows[name][0] if plain else zip(*rows[name], strict=True)
         try:
-            found = await call.fetch(*zip(*keys, strict=True), *arguments)
+            found = await call.fetch(*arguments)
         except asyncpg.PostgresError as error:
             if sqlstate_of(error) == _REFUSED:
                 raise _Refused from None
             raise
-        make = guard.row
-        for row in found:
-            guards[row[:width]] = make(row)
+        if keys:
+            guard = self._statements[group.plan.guard]
+            width, make = len(guard.params), guard.row
+            for row in found:
+                guards[row[:width]] = make(row)
 
     async def _call_for(self, group: Group, link: Link) -> _Call | None:
         names = tuple([name for name, rows in group.rows.items() if rows])
-        key = (group.plan.name, names, bool(group.guards))
+        single = len(group.items) == 1 and all(len(group.rows[name]) == 1 for name in names)
+        key = (group.plan.name, names, bool(group.guards), single)
         try:
-            return self._calls[key]
+            return link.calls[key]  # type: ignore[no-any-return] # what was put there below
         except KeyError:
-            if len(self._calls) >= CALLS_MAX:
+            if len(link.calls) >= CALLS_MAX:
                 return None
         call = None
         with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
-            call = await self._make_call(group, names, link)
-        self._calls[key] = call
+            call = await self._make_call(group, names, link, single=single)
+        link.calls[key] = call
         return call
 
-    async def _make_call(self, group: Group, names: tuple[str, ...], link: Link) -> _Call | None:
+    async def _make_call(self, group: Group, names: tuple[str, ...], link: Link, *, single: bool) -> _Call | None:
         """Prepare a combination of statements, as a function unless it is a single one."""
         connection, statements = link.connection, self._statements
+        texts = [_Text(statements[name].text, single=single) for name in names]
+        parts = [(name, text.plain) for name, text in zip(names, texts, strict=True)]
         if not group.guards and len(names) == 1:
-            prepared = await connection.prepare(statements[names[0]].text)
-            return _Call(prepared.fetch, names, guarded=False)
+            prepared = await connection.prepare(texts[0].text)
+            return _Call(prepared.fetch, parts, guarded=False, single=single)
         if any(statements[name].columns for name in names):
             return None  # PL/pgSQL wants to be told where rows go
-        guard = await connection.prepare(statements[group.plan.guard].text) if group.guards else None
-        types = [each.name for each in guard.get_parameters()] if guard else []
-        bodies = {}
-        for name in names:
-            text = statements[name].text
-            bodies[name] = _renumber(text, len(types))
-            types += [each.name for each in (await connection.prepare(text)).get_parameters()]
+        steps, types, columns = [], [], []
+        guard = _Text(statements[group.plan.guard].text, single=single) if group.guards else None
+        if guard is not None:
+            if guard.plain != single:
+                return await self._make_call(group, names, link, single=False)
+            prepared = await connection.prepare(guard.text)
+            types = [each.name for each in prepared.get_parameters()]
+            columns = [(each.name, each.type.name) for each in prepared.get_attributes()]
+            wanted = "1" if single else "cardinality($1)"
+        for name, text in zip(names, texts, strict=True):
+            if guard is not None and name not in group.plan.creates:
+                steps += _guard_steps(guard.text, wanted)
+                guard = None
+            steps.append(_renumber(text.text, len(types)))
+            types += [each.name for each in (await connection.prepare(text.text)).get_parameters()]
+        if guard is not None:
+            steps += _guard_steps(guard.text, wanted)
         if len(types) > PARAMETERS_MAX:
             return None
-        columns = [(each.name, each.type.name) for each in guard.get_attributes()] if guard else []
-        creates = [bodies[name] for name in names if name in group.plan.creates]
-        writes = [bodies[name] for name in names if name not in group.plan.creates]
-        name = f"holdfast_{len(self._calls)}"
-        await connection.execute(
-            _function(name, types, creates, statements[group.plan.guard].text if guard else "", writes)
-        )
-        prepared = await connection.prepare(_invocation(name, len(types), columns))
-        return _Call(prepared.fetch, names, guarded=guard is not None)
+        function = f"holdfast_{len(link.calls)}"
+        await connection.execute(_function(function, types, steps, returns="SETOF record" if columns else "void"))
+        prepared = await connection.prepare(_invocation(function, len(types), columns))
+        return _Call(prepared.fetch, parts, guarded=bool(columns), single=single)
 
     # The long way
 
@@ -340,21 +361,42 @@ class Lane:
         return False
 
 
+class _Text:
+    """A statement's text for a call.
+
+    Attributes:
+        text: The text.
+        plain: Whether it takes the values of one row; else arrays.
+    """
+
+    __slots__ = ("plain", "text")
+
+    def __init__(self, text: str, *, single: bool) -> None:
+        self.text = text
+        self.plain = False
+        if single:
+            found = list(_UNNEST.finditer(text))
+            if len(found) == 1 and text.count("[]") == found[0]["arrays"].count("[]"):
+                values, alias = found[0]["arrays"].replace("[]", ""), found[0]["alias"] or " AS one_row"
+                self.text = f"{text[: found[0].start()]}(VALUES ({values})){alias}{text[found[0].end() :]}"
+                self.plain = True
+
+
 def _renumber(text: str, offset: int) -> str:
     return _NUMBER.sub(lambda match: f"${int(match[1]) + offset}", text)
 
 
-def _function(name: str, types: list[str], creates: list[str], guard: str, writes: list[str]) -> str:
-    """The function that runs a combination of statements; the guard's parameters come first."""
-    steps = list(creates)
-    if guard:
-        steps += [
-            f"RETURN QUERY {guard}",
-            "GET DIAGNOSTICS holdfast_held = ROW_COUNT",
-            f"IF holdfast_held <> cardinality($1) THEN RAISE 'a guard refuses' USING ERRCODE = '{_REFUSED}'; END IF",
-        ]
-    body = ";\n".join([*steps, *writes])
-    takes, returns = ", ".join(types), "SETOF record" if guard else "void"
+def _guard_steps(text: str, wanted: str) -> list[str]:
+    return [
+        f"RETURN QUERY {text}",
+        "GET DIAGNOSTICS holdfast_held = ROW_COUNT",
+        f"IF holdfast_held <> {wanted} THEN RAISE 'a guard refuses' USING ERRCODE = '{_REFUSED}'; END IF",
+    ]
+
+
+def _function(name: str, types: list[str], steps: list[str], *, returns: str) -> str:
+    """The function that runs a combination of statements."""
+    takes, body = ", ".join(types), ";\n".join(steps)
     return (
         f"CREATE FUNCTION pg_temp.{name}({takes}) RETURNS {returns} LANGUAGE plpgsql AS $holdfast$\n"
         f"DECLARE holdfast_held bigint;\nBEGIN\n{body};\nEND\n$holdfast$"

@@ -77,7 +77,7 @@ def is_append_fault(error: Exception) -> bool:
         return state[:2] in ("22", "23", "42", "54") and state != "42501"
     if isinstance(error, StoreError):
         return True  # a statement that the catalogue does not have
-    return isinstance(error, asyncpg.DataError) or (isinstance(error, VALUE_FAULTS) and not is_lost(error))
+    return isinstance(error, asyncpg.InterfaceError | ValueError | TypeError | OverflowError) and not is_lost(error)
 
 
 def is_collision(error: Exception) -> bool:
@@ -90,9 +90,9 @@ def is_lost(error: Exception) -> bool:
     state = sqlstate_of(error)
     if state:
         return state[:2] == "08" or state in _ENDED
-    return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError) or (
-        isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)
-    )
+    if isinstance(error, asyncpg.InterfaceError):
+        return "closed" in str(error)  # the driver has no error of its own for it
+    return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError)
 
 
 def label_of(url: str) -> str:

@@ -48,14 +48,16 @@ class Link:
         connection: The driver's connection.
         session: What `ledger.session` said of it.
         used: Whether a transaction has been on it: its server may have gone since.
+        calls: What a lane has prepared on it.
     """
 
-    __slots__ = ("connection", "session", "used")
+    __slots__ = ("calls", "connection", "session", "used")
 
     def __init__(self, connection: Any, session: Row) -> None:
         self.connection = connection
         self.session = session
         self.used = False
+        self.calls: dict[Any, Any] = {}
 
     @property
     def closed(self) -> bool:

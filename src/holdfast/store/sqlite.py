@@ -126,10 +126,10 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         self.home.check()
-        if self.gone:
+        if self.gone or not self.shares:
             return
         self.shares -= 1
-        if self.shares > 0:
+        if self.shares:
             return
         try:
             if not self.read_only:
@@ -243,6 +243,8 @@ class SqliteDatabase:
 
     def _run_and_commit(self, batch: Batch) -> None:
         run_batch(batch, self.connection, self.statements, self.label)
+        if self._log is not None:
+            self._log.make_room(self.connection.filename_wal)
         try:
             self._commit()
         except apsw.Error as error:

@@ -5,6 +5,10 @@ whenever it has grown by `CHECKPOINT_BYTES`. The log starts over when a commit f
 reading from it; under a load that never pauses that moment may never come. So when the log outgrows
 `WAL_BYTES_MAX`, it is copied until little is left, and then writers are held off for that little.
 
+Appending to a file that grows costs a flush twice what overwriting does, for the file's new size must reach
+the disk too. So a ledger that is written to in earnest gets its log stretched with zeros to the size at which it
+starts over; frames are told by their checksums, so what lies beyond the last one is never read.
+
 Invariants:
     - A failure here loses nothing: what was not copied stays in the log, and later commits ask again.
     - Writers are held off only when what is left to copy is small and no reader is in the way.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 
 import apsw
@@ -28,8 +33,17 @@ __all__ = ["CHECKPOINT_BYTES", "WAL_BYTES_MAX", "LogKeeper"]
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_BYTES = 16 * 1024 * 1024
-WAL_BYTES_MAX = 64 * 1024 * 1024
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+WAL_BYTES_MAX = 16 * 1024 * 1024
+FRAME_HEADER_BYTES = 24
+STRETCH_FROM_BYTES = 256 * 1024
+"""How much is written before the log is stretched: a command that writes a few rows does without."""
+STRETCH_BYTES = 1024 * 1024
+"""What is stretched at a time; the flush of the commit at hand takes it along."""
+STRETCH_AHEAD_PAGES = 48
+"""How near its end the log is stretched: more than most commits write."""
+DISK_FREE_MIN = 64 * 1024 * 1024
+"""Free space below which the log is left as it is."""
 REST_PAGES_MAX = 512
 """What may be left to copy while writers are held off: two megabytes, some ten milliseconds."""
 ROUNDS_MAX = 8
@@ -59,12 +73,15 @@ class LogKeeper:
         self._open = open_connection
         self._turn = turn
         self._label = label
+        self._page_bytes = page_bytes
         self._step = max(CHECKPOINT_BYTES // page_bytes, 1)
         self._pages_max = max(WAL_BYTES_MAX // page_bytes, 1)
         self._worker = Worker("holdfast log", loop, naps=False)
         self._connection: apsw.Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self._reach = STRETCH_FROM_BYTES // page_bytes  # pages of the log that the file has room for
+        self._reach_max = self._pages_max
         self._seen = 0
         self._due_at = self._step
         self.pages = 0
@@ -80,8 +97,43 @@ class LogKeeper:
         if pages < self._seen:  # it has started over
             self._due_at = self._step
         self._seen = pages
-        if pages >= self._due_at and self._task is None and not self._over:
+        if self._task is not None or self._over:
+            return
+        if pages >= self._due_at:
             self._task = spawn(self._keep(), "holdfast log")
+
+    def make_room(self, wal: str) -> None:
+        """Stretch the log before a commit that comes near its end. Call it inside a write transaction.
+
+        The transaction keeps every other process from appending meanwhile.
+        """
+        if self.pages + STRETCH_AHEAD_PAGES < self._reach or self._reach >= self._reach_max:
+            return
+        try:
+            descriptor = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                self._reach = self._stretch(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._reach = self._reach_max = 0
+            log.debug("the log of %s is not stretched: %s", self._label, error)
+
+    def _stretch(self, descriptor: int) -> int:
+        size = os.fstat(descriptor).st_size
+        frame = self._page_bytes + FRAME_HEADER_BYTES
+        if size >= (self.pages + STRETCH_AHEAD_PAGES) * frame and size > STRETCH_FROM_BYTES * 2:
+            return size // frame  # somebody else has stretched it, or it is being used again from its start
+        disk = os.fstatvfs(descriptor)
+        if disk.f_bavail * disk.f_frsize < DISK_FREE_MIN:
+            self._reach_max = 0
+            return 0
+        try:
+            os.pwrite(descriptor, bytes(STRETCH_BYTES), size)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        return (size + STRETCH_BYTES) // frame
 
     async def stop(self) -> None:
         """End, and close the connection."""

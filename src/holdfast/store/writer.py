@@ -40,7 +40,7 @@ from holdfast.core import points
 from holdfast.core.errors import Closed, StoreError, Unavailable
 from holdfast.core.loops import spawn
 from holdfast.store import meters
-from holdfast.store.batch import AppendFailed, Batch, Committer, Group
+from holdfast.store.batch import Batch, Committer
 from holdfast.store.database import Append, Row
 from holdfast.store.faults import Faults
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from holdfast.store.home import Home
     from holdfast.store.settings import StoreSettings
 
-__all__ = ["AppendFailed", "Batch", "Committer", "Group", "Overdue", "Writer"]
+__all__ = ["Overdue", "Writer"]
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class _Lane:
         self.pause = RESTART_FIRST_S
         self.restart: Any = None
         self.doubtful: set[Append] = set()
-        self.taken_in = 0  # appends ever accepted, and ever left behind: what `drained` compares
-        self.settled = 0
+        self.taken_in = self.settled = 0  # appends ever accepted, and ever left behind: what `drained` compares
         self.last_count = 1
         self.seen = 0
         self.ticks = 0
@@ -137,11 +136,8 @@ class Writer:
         self.faults = Faults(self)
         self.faulty = False
         self.degraded = False
-        self.pending_items = 0
-        self.pending_bytes = 0
-        self.batches = 0
-        self.appends = 0
-        self.failures = 0
+        self.pending_items = self.pending_bytes = 0
+        self.batches = self.appends = self.failures = 0
 
     # Taking in
 

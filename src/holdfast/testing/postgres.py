@@ -62,7 +62,8 @@ class PostgresServer:
     Args:
         shared: A directory that all processes meant to share one server name; None: a server of one's own.
         settings: Server settings to add to, or put in place of, those a durable server has.
-        binaries: The `bin` directory of an installation; None: the wheel's.
+        binaries: The `bin` directory of an installation; None: that of `HOLDFAST_TEST_POSTGRES_BIN` in the
+            environment, or else the wheel's.
 
     Example:
         with PostgresServer() as server:
@@ -78,7 +79,8 @@ class PostgresServer:
     ) -> None:
         self._settings = {**SETTINGS, **(settings or {})}
         self._user = "nobody" if os.geteuid() == 0 else None
-        self._given = binaries
+        given = os.environ.get("HOLDFAST_TEST_POSTGRES_BIN")
+        self._given = binaries or (Path(given) if given else None)
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._sole = shared is None
@@ -241,7 +243,7 @@ class PostgresServer:
         if self._user is not None:
             try:
                 probe = [str(found / "postgres"), "--version"]
-                subprocess.run(probe, user=self._user, capture_output=True, check=True)  # noqa: S603
+                subprocess.run(probe, user=self._user, capture_output=True, check=True)  # noqa: S603 - our own arguments
             except (PermissionError, subprocess.CalledProcessError):
                 shutil.copytree(found.parent, copy.parent, symlinks=True)
                 return copy

@@ -403,6 +403,15 @@ class Errors:
         assert isinstance(bad, StoreError)
         assert [row.idx for row in await entries(db, pk)] == [0, 1]
 
+    async def test_a_row_that_does_not_fit_its_statement_fails_alone(self, db: Database) -> None:
+        [pk] = await executions(db)
+        short = values(db, "journal.append", execution_pk=pk, idx=7)[:-1]
+        for others in ([], [entry(db, pk, 0)]):
+            *good, bad = await put(db, *others, append([("journal.append", short)], pk))
+            assert all(good)
+            assert isinstance(bad, StoreError)
+        assert [row.idx for row in await entries(db, pk)] == [0]
+
     async def test_a_closed_store_says_so(self, store: Store) -> None:
         db = await store.open()
         await db.close()

@@ -220,9 +220,9 @@ ORDER BY j.generation DESC, j.seq
 
 -- name: journal.carried(execution_pk, generation)
 -- columns: seq
--- Entries of earlier generations that this one has taken over.
+-- Entries of earlier generations that this one has taken over; a question about one (part 0, attempt 0) has not.
 SELECT carried_from AS seq FROM durable_journal
-WHERE execution_pk = :execution_pk AND generation = :generation AND carried_from IS NOT NULL
+WHERE execution_pk = :execution_pk AND generation = :generation AND carried_from IS NOT NULL AND NOT (part = 0 AND attempt = 0)
 
 -- name: journal.intents(execution_pk, generation)
 -- columns: scope, idx, attempt, name, effect, effect_kind, policy, key, shape, outcome_value, seq
