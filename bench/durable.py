@@ -133,6 +133,8 @@ class Bench:
             target = self._kept[name] = ledgers.fresh()
             _say(f"{ledgers.name:9} {contender} records {self._sizes.replay:,} steps and dies")
             work(contender, "crash", Job(target, self._sizes), status=CRASHED)
+            if contender == "holdfast":
+                work("raw", "expire", Job(target, self._sizes))
         return self._kept[name]
 
     def _seeded(self, ledgers: Ledgers, size: str) -> str:

@@ -1,4 +1,4 @@
-"""What the databases themselves can do with our rows, and a ledger grown to a million of them.
+"""What the databases themselves can do with our rows, and what else is done to a ledger behind Holdfast's back.
 
 The raw limit writes the journal rows of a ledger that Holdfast has just filled into an empty table with the
 same columns and indexes, so many per commit as Holdfast's batches held on average. Nothing is asked of a
@@ -53,6 +53,21 @@ def grow(job: Job) -> Sample:
     else:
         rows = _grow_sqlite(job.target, clones)
     return Sample(rows, time.perf_counter() - started)
+
+
+def expire(job: Job) -> Sample:
+    """End the leases in a ledger whose process has died.
+
+    Copies of it are taken over one after the other. The first finds the dead process's lock file, and removes it;
+    without the file the others would wait for the lease.
+    """
+    statement = "UPDATE holdfast_owners SET lease_until = 0"
+    if job.target.startswith("postgresql"):
+        asyncio.run(_execute_postgres(job.target, statement))
+    else:
+        with closing(apsw.Connection(job.target)) as ledger:
+            ledger.execute(statement)
+    return Sample(0, 0.0)
 
 
 def _batches(rows: Rows, size: int) -> Iterator[Rows]:
@@ -150,6 +165,12 @@ async def _columns(connection: Any, table: str) -> tuple[list[str], list[str]]:
     return [row[0] for row in found], [row[1] for row in found]
 
 
+async def _execute_postgres(target: str, statement: str) -> None:
+    connection = await asyncpg.connect(target)
+    await connection.execute(statement)
+    await connection.close()
+
+
 async def _grow_postgres(target: str, clones: int) -> int:
     connection = await asyncpg.connect(target)
     await connection.execute("SET synchronous_commit = off")
@@ -187,4 +208,4 @@ def _cloning(table: str, columns: Sequence[str], *, random: str, series: str) ->
     return _insertion(table, kept, f"SELECT {values} FROM {table}, {series}")  # noqa: S608
 
 
-CASES: dict[str, Case] = {"limit": limit, "one_row": one_row, "grow": grow}
+CASES: dict[str, Case] = {"limit": limit, "one_row": one_row, "grow": grow, "expire": expire}

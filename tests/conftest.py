@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.execution import declare
 from holdfast.store.database import Database
 from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
@@ -52,3 +53,12 @@ async def db(store: LocalStore) -> AsyncIterator[Database]:
     """An open database, each in turn."""
     async with store.opened() as database:
         yield database
+
+
+@pytest.fixture(autouse=True)
+def _kinds() -> Iterator[None]:
+    """What a test registers is gone after it, so that two tests may use one kind."""
+    before = dict(declare._registry)
+    yield
+    declare._registry.clear()
+    declare._registry.update(before)

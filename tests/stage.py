@@ -5,6 +5,7 @@ What an effect did is counted where no ledger can flatter: in a file that effect
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import holdfast
+from holdfast.core import points
 from holdfast.core.clock import Clock
 from holdfast.testing import Crashed, crash
 
@@ -81,6 +83,10 @@ class Stage:
 def drop_everything() -> None:
     """Die here: all that open ledgers hold in memory is gone."""
     with crash("step.positioned", action="raise"), pytest.raises(Crashed):
-        from holdfast.core import points
-
         points.reach("step.positioned")
+
+
+async def turns(count: int = 30) -> None:
+    """Let the loop turn."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -4,14 +4,8 @@ A loop runs in a thread of its own; every call here waits for it. Durable functi
 functions: each execution has its own thread, to which its positions belong, and its durable calls are the
 functions of this module.
 
-    import holdfast
-    import holdfast.sync
-
     @holdfast.durable(kind="agent_turn")
-    def turn(prompt: str) -> str:
-        hits = search(prompt)
-        at = holdfast.sync.now()
-        ...
+    def turn(prompt: str) -> str: ...
 
     with holdfast.sync.open("agent.db") as hf:
         answer = hf.run(turn, "buy milk", id="turn-42")
@@ -216,6 +210,7 @@ class Holdfast:
         on_divergence: OnDivergence = "raise", reopen: bool = False,
     ) -> Iterator[Context]:  # fmt: skip
         """Make the block an execution; its durable calls are made in this thread."""
+
         def opened() -> Any:
             return self._inner.execution(
                 id, kind=kind, input=input, deadline=deadline, on_divergence=on_divergence, reopen=reopen

@@ -100,8 +100,10 @@ def test_list_turns_pages(told: str) -> None:
         ("--no-such-option",),
     ],
 )
-def test_list_refuses_what_makes_no_sense(told: str, options: tuple[str, ...]) -> None:
-    answer = ask("executions", "list", *options, "--db", told)
+def test_list_refuses_what_makes_no_sense(tmp_path: Path, options: tuple[str, ...]) -> None:
+    db = tmp_path / "ledger.db"
+    assert ask("db", "migrate", "--db", db).code == 0
+    answer = ask("executions", "list", *options, "--db", db)
     assert answer.code == 2, answer
     assert answer.err.startswith("error: ")
     assert answer.out == ""
@@ -154,24 +156,24 @@ def test_show_names_what_is_open_and_how_to_decide_it(told: str) -> None:
     assert "holdfast executions decide doubted 1 --by NAME" in ask("executions", "show", "doubted", "--db", told).out
 
 
-@pytest.mark.parametrize("reading", READING)
-@pytest.mark.parametrize("option", [(), ("--json",)])
-def test_no_payload_is_ever_shown(told: str, reading: tuple[str, ...], option: tuple[str, ...]) -> None:
-    answer = ask(*reading, *option, "--db", told)
-    assert answer.code == 0
-    assert SECRET not in answer.out + answer.err
-    assert 'payload"' not in answer.out
+def test_no_payload_is_ever_shown(told: str) -> None:
+    for reading in READING:
+        for option in ((), ("--json",)):
+            answer = ask(*reading, *option, "--db", told)
+            assert answer.code == 0
+            assert SECRET not in answer.out + answer.err
+            assert 'payload"' not in answer.out
 
 
-@pytest.mark.parametrize("option", [(), ("--json",)])
-def test_reveal_warns_first_and_is_audited(told: str, option: tuple[str, ...]) -> None:
-    answer = ask("executions", "show", "bought", "--reveal", *option, "--db", told)
-    assert answer.code == 0
-    assert answer.err.startswith("warning: recorded values follow")
-    assert f"milk {SECRET}" in answer.out
-    assert SECRET not in answer.err
+def test_reveal_warns_first_and_is_audited(told: str) -> None:
+    for option in ((), ("--json",)):
+        answer = ask("executions", "show", "bought", "--reveal", *option, "--db", told)
+        assert answer.code == 0
+        assert answer.err.startswith("warning: recorded values follow")
+        assert f"milk {SECRET}" in answer.out
+        assert SECRET not in answer.err
     events = [event["event"] for event in tell("executions", "timeline", "bought", "--db", told)]
-    assert events.count("reveal") == 1
+    assert events.count("reveal") == 2
 
 
 def test_reveal_warns_before_it_prints(told: str) -> None:
@@ -278,13 +280,14 @@ ON_ONE = (
 )
 
 
-@pytest.mark.parametrize("arguments", ON_ONE, ids=" ".join)
-def test_an_unknown_id_is_no(told: str, arguments: tuple[str, ...]) -> None:
-    for id in ("nobody", "ünknown", "x" * 1000, " ", "%", "'; --"):
-        answer = ask(*(id if each == "ID" else each for each in arguments), "--db", told)
-        assert answer.code in ((1, 2) if len(id) > 255 else (1,)), answer
+@pytest.mark.parametrize("id", ["nobody", "ünknown", "x" * 1000, " ", "%", "'; --", ""])
+def test_an_unknown_id_is_no(ledger: str, id: str) -> None:
+    assert ask("db", "migrate", "--db", ledger).code == 0
+    for arguments in ON_ONE:
+        answer = ask(*(id if each == "ID" else each for each in arguments), "--db", ledger)
+        assert answer.code == 1, answer
         assert answer.err.startswith("error: ")
-        assert "Traceback" not in answer.err
+        assert answer.out == ""
 
 
 @pytest.mark.parametrize(

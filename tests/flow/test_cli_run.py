@@ -50,6 +50,7 @@ def test_without_an_id_one_is_made_and_told_on_standard_error(db: Path) -> None:
         ("many", "[1, 2, 3]", 6),
         ("many", '{"first": 1, "second": 2, "third": 3}', 6),
         ("plain", '["ümläut \\u2028"]', "ÜMLÄUT \u2028"),
+        ("plain", '["\\u0085 \\u001b \\u202e \\udb40\\udc01 \\u007f"]', "\x85 \x1b \u202e \U000e0001 \x7f"),
         ("raw", None, "AP8="),
     ],
 )  # fmt: skip
@@ -60,6 +61,7 @@ def test_arguments_are_decoded_to_the_types_of_their_parameters(
     answer = ask("run", f"{SHOP}:{function}", *given, "--id", "a", "--db", db)
     assert answer.code == 0, answer
     assert json.loads(answer.out) == output
+    assert answer.out.removesuffix("\n").isprintable()
 
 
 @pytest.mark.parametrize(

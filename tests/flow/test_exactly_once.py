@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -52,7 +53,7 @@ def program_of(stage: Stage, policy: holdfast.Policy | None, kind: Any = MONEY, 
         stage.outside.happen("pay", step.attempt)
         return service.pay(cents, step.idempotency_key)
 
-    @holdfast.durable(kind="pays")
+    @holdfast.durable(kind="exactly_once.pays")
     async def program(cents: int) -> list[Any]:
         record = await pay.recorded(cents)
         outcome = record.outcome
@@ -82,9 +83,11 @@ POLICIES: dict[str, Callable[[Stage], holdfast.Policy]] = {
     "rerun": lambda stage: holdfast.rerun(),
     "rerun_with_key": lambda stage: holdfast.rerun_with_key(),
     "reconcile": lambda stage: holdfast.reconcile(
-        lambda handle: holdfast.happened("paid 3")
-        if stage.outside.count("applied", handle.idempotency_key.hex())
-        else holdfast.not_happened()
+        lambda handle: (
+            holdfast.happened("paid 3")
+            if stage.outside.count("applied", handle.idempotency_key.hex())
+            else holdfast.not_happened()
+        )
     ),
 }
 
@@ -165,7 +168,7 @@ async def test_a_skip_assumes_its_value_for_ever(stage: Stage) -> None:
     async with stage.open() as hf:
         (record,) = await ambiguities(hf)
         assert record.policy == "skip"
-        async with hf.execution("e", kind="pays"):
+        async with hf.execution("e", kind="exactly_once.pays"):
             assert await status(hf) == "completed"
     assert stage.outside.count("pay") == 1
 
@@ -229,7 +232,7 @@ async def test_pipelined_outcomes_are_on_disk_before_a_guarded_effect_begins(sta
         journal = shown.json["journal"]
         seen.append([(entry["position"], entry["name"], entry["part"]) for entry in journal])
 
-    @holdfast.durable(kind="pipelined")
+    @holdfast.durable(kind="exactly_once.pipelined")
     async def program() -> None:
         for number in range(5):
             await read(number)
@@ -251,7 +254,7 @@ async def test_a_completed_execution_has_every_position_its_output_came_from(
         stage.outside.happen("read", number)
         return number
 
-    @holdfast.durable(kind="sums")
+    @holdfast.durable(kind="exactly_once.sums")
     async def program() -> int:
         return sum([await read(number) for number in range(10)])
 
@@ -273,14 +276,14 @@ async def test_a_log_cut_at_any_frame_leaves_prefixes_of_what_was_acknowledged(t
     """DA-23: SQLite's own log, cut as an ill-fated disk would."""
     stage = Stage(str(tmp_path / "ledger.db"), tmp_path)
     acked: dict[str, list[str]] = {"a": [], "b": []}
-    async with stage.open() as hf:
+    async with stage.open():
         pass
 
     @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.fail()))
     async def pay(id: str, number: int) -> int:
         return number
 
-    @holdfast.durable(kind="logs")
+    @holdfast.durable(kind="exactly_once.logs")
     async def program(id: str) -> None:
         for number in range(4):
             await pay(id, number)
@@ -288,28 +291,41 @@ async def test_a_log_cut_at_any_frame_leaves_prefixes_of_what_was_acknowledged(t
 
     async with stage.open() as hf:
         await asyncio.gather(*(hf.run(program, id, id=id) for id in acked))
-        files = {suffix: Path(stage.target + suffix).read_bytes() for suffix in ("", "-wal")}
+        log = Log(tmp_path)
     assert acked == {id: [str(n) for n in range(4)] for id in acked}
-    (page_bytes,) = struct.unpack_from(">I", files["-wal"], 8)
-    frames = (len(files["-wal"]) - 32) // (page_bytes + 24)
-    assert frames > 20
+    assert log.frames > 20
     lengths = set()
-    for frame in range(frames + 1):
-        folder = tmp_path / f"cut{frame}"
-        folder.mkdir()
-        cut = Stage(str(folder / "ledger.db"), folder)
-        Path(cut.target).write_bytes(files[""])
-        Path(cut.target + "-wal").write_bytes(files["-wal"][: 32 + frame * (page_bytes + 24)])
-        async with cut.open() as hf:
+    expected = [(str(n), part) for n in range(4) for part in ("opened", "outcome")]
+    for frame in range(log.frames + 1):
+        async with log.cut(frame).open() as hf:
             assert (await hf.verify()).ok
             for found in (await hf.list()).items:
                 entries = await hf.history(found.id)
-                expected = [(str(n), part) for n in range(4) for part in ("opened", "outcome")]
                 assert [(entry.position, entry.part) for entry in entries] == expected[: len(entries)]
                 assert (found.status == "completed") <= (len(entries) == 8)
                 lengths.add(len(entries))
-        shutil.rmtree(folder)
     assert lengths >= {1, 2, 3, 4, 5, 6, 7, 8}
+
+
+class Log:
+    """A ledger's file and log as they are now."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = (folder / "ledger.db").read_bytes()
+        self.log = (folder / "ledger.db-wal").read_bytes()
+        (page_bytes,) = struct.unpack_from(">I", self.log, 8)
+        self.frame_bytes = page_bytes + 24
+        self.frames = (len(self.log) - 32) // self.frame_bytes
+
+    def cut(self, frame: int) -> Stage:
+        """Put both down elsewhere, the log cut after so many frames."""
+        folder = self.folder / "cut"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "ledger.db").write_bytes(self.file)
+        (folder / "ledger.db-wal").write_bytes(self.log[: 32 + frame * self.frame_bytes])
+        return Stage(str(folder / "ledger.db"), folder)
 
 
 # --- probes ------------------------------------------------------------------------------------------
@@ -358,7 +374,7 @@ async def test_a_probe_is_asked_before_anything_else(stage: Stage, answer: str, 
         stage.outside.happen("pay", holdfast.current_step().attempt, holdfast.current_step().idempotency_key.hex())
         return 4
 
-    @holdfast.durable(kind="probes")
+    @holdfast.durable(kind="exactly_once.probes")
     async def program() -> list[Any]:
         record = await pay.recorded()
         return [type(record.outcome).__name__, getattr(record.outcome, "by", ""), record.value, record.attempt]
@@ -473,7 +489,7 @@ async def test_all_open_decisions_must_be_taken(stage: Stage) -> None:
         stage.outside.happen("pay", number)
         return number
 
-    @holdfast.durable(kind="pays.two")
+    @holdfast.durable(kind="exactly_once.pays.two")
     async def program() -> list[int]:
         return list(await asyncio.gather(pay(1), pay(2)))
 
@@ -501,9 +517,7 @@ async def test_all_open_decisions_must_be_taken(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("raised", [holdfast.OutcomeUnknown, TimeoutError])
-async def test_no_except_clause_lets_an_execution_in_doubt_complete(
-    stage: Stage, raised: type[Exception]
-) -> None:
+async def test_no_except_clause_lets_an_execution_in_doubt_complete(stage: Stage, raised: type[Exception]) -> None:
     """DA-27."""
     caught: list[BaseException] = []
 
@@ -517,7 +531,7 @@ async def test_no_except_clause_lets_an_execution_in_doubt_complete(
         stage.outside.happen("other")
         return "other"
 
-    @holdfast.durable(kind="swallows")
+    @holdfast.durable(kind="exactly_once.swallows")
     async def program() -> str:
         for call in (pay, other, holdfast.now, pay):
             try:
@@ -558,7 +572,7 @@ async def test_a_step_that_overruns_its_timeout_is_in_doubt(stage: Stage) -> Non
         await clock.sleep(3600)
         return "done"
 
-    @holdfast.durable(kind="slow")
+    @holdfast.durable(kind="exactly_once.slow")
     async def program() -> list[Any]:
         record = await stepped("custom", holdfast.rerun()).recorded()
         assumed = await stepped("cost_bearing", holdfast.skip("late"))()
@@ -592,7 +606,7 @@ async def test_an_effect_given_up_by_the_program_is_settled_before_it_goes_on(st
         stage.outside.happen("other")
         return "other"
 
-    @holdfast.durable(kind="gives.up")
+    @holdfast.durable(kind="exactly_once.gives.up")
     async def program(end: bool) -> str:
         begun.clear()
         call = asyncio.ensure_future(pay())
@@ -701,8 +715,8 @@ async def test_the_audit_of_an_ambiguity_names_everything_but_the_payload(
     written = repr(record) + "\n".join(each.getMessage() for each in caplog.records)
     assert "paid 3" not in written
     assert key not in written
-    assert any(each.name == "holdfast.durable.audit" and each.levelname == "WARNING" and "ambiguity" in each.getMessage()
-               for each in caplog.records)  # fmt: skip
+    logged = [each for each in caplog.records if each.name == "holdfast.durable.audit" and each.levelname == "WARNING"]
+    assert any("ambiguity" in each.getMessage() for each in logged)
     json.dumps(record.detail)
 
 
@@ -723,7 +737,7 @@ async def test_a_key_that_nobody_read_is_audited(stage: Stage) -> None:
 
         return pay
 
-    @holdfast.durable(kind="keys.unread")
+    @holdfast.durable(kind="exactly_once.keys.unread")
     async def program() -> None:
         await paying(reads=True)()
         await paying(reads=False)()
@@ -736,18 +750,13 @@ async def test_a_key_that_nobody_read_is_audited(stage: Stage) -> None:
 
 @pytest.mark.parametrize("point", ["ambiguity.audited", "intent.queued", "intent.committed", "outcome.queued"])
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_nothing_acts_on_an_ambiguity_before_its_audit_is_on_disk(
-    stage: Stage, policy: str, point: str
-) -> None:
+async def test_nothing_acts_on_an_ambiguity_before_its_audit_is_on_disk(stage: Stage, policy: str, point: str) -> None:
     """DX-28."""
     program = program_of(stage, POLICIES[policy](stage))
     await stage.die("effect.returned", program, 3, id="e")
     async with stage.open() as hf:
-        with crash(point, action="raise"):
-            try:
-                await hf.run(program, 3, id="e")
-            except (Crashed, holdfast.NeedsDecision):
-                pass
+        with crash(point, action="raise"), contextlib.suppress(Crashed, holdfast.NeedsDecision):
+            await hf.run(program, 3, id="e")
     done = stage.outside.count("pay")
     async with stage.open() as hf:
         audited = len(await ambiguities(hf))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stage import Stage, drop_everything
+from tests.stage import Stage, drop_everything, turns
 
 import holdfast
 from holdfast.testing import Crashed, ManualClock, crash
@@ -35,12 +36,6 @@ class Stubborn(Exception):
         super().__init__(reason, object())
 
 
-async def turns(count: int = 30) -> None:
-    """Let the loop turn."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 # --- retries -----------------------------------------------------------------------------------------
 
 
@@ -62,7 +57,7 @@ async def test_a_retry_waits_out_the_rest_of_its_delay_after_a_crash(
             raise ConnectionError("refused")
         return f"fetched at attempt {step.attempt}"
 
-    @holdfast.durable(kind="fetches")
+    @holdfast.durable(kind="failures.fetches")
     async def program() -> str:
         return await fetch()
 
@@ -114,7 +109,7 @@ async def test_each_guarded_attempt_has_its_own_intent(stage: Stage) -> None:
             raise ConnectionError("refused")
         return attempt
 
-    @holdfast.durable(kind="retries.money")
+    @holdfast.durable(kind="failures.retries.money")
     async def program() -> int:
         return await pay()
 
@@ -146,7 +141,7 @@ async def test_a_retry_tries_what_is_worth_trying(stage: Stage, options: dict[st
         stage.outside.happen("fetch")
         raise ConnectionRefusedError("no")
 
-    @holdfast.durable(kind="tries")
+    @holdfast.durable(kind="failures.tries")
     async def program() -> list[Any]:
         try:
             await fetch()
@@ -170,7 +165,7 @@ async def test_delays_grow_and_are_capped(stage: Stage, monkeypatch: pytest.Monk
         stage.outside.happen("fetch")
         raise ConnectionError
 
-    @holdfast.durable(kind="delays")
+    @holdfast.durable(kind="failures.delays")
     async def program() -> None:
         await fetch()
 
@@ -217,7 +212,7 @@ async def test_a_listed_exception_is_itself_live_and_on_replay(stage: Stage, eff
     async def last() -> None:
         return None
 
-    @holdfast.durable(kind="declines")
+    @holdfast.durable(kind="failures.declines")
     async def program() -> None:
         found: list[Any] = []
         for call in (lambda: pay("listed"), lambda: pay("derived"), lambda: pay("unlisted"), odd):
@@ -249,7 +244,7 @@ async def test_a_durable_function_may_list_what_run_raises_as_itself(stage: Stag
     async def pay() -> None:
         raise CardDeclined("no credit")
 
-    @holdfast.durable(kind="declines.itself", raises=(CardDeclined,))
+    @holdfast.durable(kind="failures.declines.itself", raises=(CardDeclined,))
     async def program(listed: bool) -> None:
         if not listed:
             raise LookupError("x")
@@ -273,7 +268,7 @@ async def test_the_live_failure_of_an_execution_has_its_cause_and_names_its_step
     async def work(number: int) -> None:
         raise LookupError(number)
 
-    @holdfast.durable(kind="tree")
+    @holdfast.durable(kind="failures.tree")
     async def program() -> None:
         errors = await holdfast.gather(work(0), work(1), return_exceptions=True)
         try:
@@ -303,7 +298,7 @@ async def test_a_failure_message_is_recorded_as_far_as_the_settings_let_it(
     async def work() -> None:
         raise LookupError("key sk-ant-REDACTME-000000000000000000")
 
-    @holdfast.durable(kind="messages")
+    @holdfast.durable(kind="failures.messages")
     async def program() -> str:
         try:
             await work()
@@ -330,7 +325,7 @@ async def test_a_failed_guarded_effect_is_no_ambiguity_and_resume_tries_again(st
             raise CardDeclined("no credit")
         return f"paid at attempt {attempt}"
 
-    @holdfast.durable(kind="pays.late")
+    @holdfast.durable(kind="failures.pays.late")
     async def program() -> str:
         return await pay()
 
@@ -379,7 +374,7 @@ async def test_resume_rearms_what_ended_the_execution_and_nothing_else(stage: St
         except (holdfast.StepFailed, holdfast.ResultLost) as error:
             return type(error).__name__
 
-    @holdfast.durable(kind="rearms")
+    @holdfast.durable(kind="failures.rearms")
     async def program() -> list[str]:
         found = [await tried(work("a")), await tried(lose(2000)), await tried(lose_guarded(2000))]
         return [*found, await work("b"), await work("d")]
@@ -417,7 +412,7 @@ async def test_a_result_that_is_too_large_is_lost_or_spilled(stage: Stage) -> No
 
     seen: list[Any] = []
 
-    @holdfast.durable(kind="sizes")
+    @holdfast.durable(kind="failures.sizes")
     async def program() -> None:
         found: list[Any] = []
         for call, size in ((sized(spill=False), 100), (sized(spill=False), 5000), (sized(spill=True), 5000),
@@ -444,7 +439,7 @@ async def test_a_result_that_is_too_large_is_lost_or_spilled(stage: Stage) -> No
 async def test_an_input_over_the_limit_is_refused_before_anything_is_written(stage: Stage) -> None:
     """DX-34."""
 
-    @holdfast.durable(kind="inputs")
+    @holdfast.durable(kind="failures.inputs")
     async def program(words: str) -> None:
         stage.outside.happen("ran")
 
@@ -460,7 +455,7 @@ async def test_an_input_over_the_limit_is_refused_before_anything_is_written(sta
 async def test_an_output_that_cannot_be_recorded_fails_the_execution(stage: Stage) -> None:
     """DX-5."""
 
-    @holdfast.durable(kind="outputs")
+    @holdfast.durable(kind="failures.outputs")
     async def program(how: str) -> Any:
         return {"odd": object(), "huge": 1 << 80, "long": "x" * 2000}[how]
 
@@ -476,15 +471,11 @@ async def test_an_output_that_cannot_be_recorded_fails_the_execution(stage: Stag
 
 async def test_a_late_result_of_a_thread_is_discarded_and_audited(stage: Stage) -> None:
     """DX-26: no attempt of a key overlaps with the one before."""
-    import threading
-
     go = threading.Event()
     running: list[int] = []
     clock = ManualClock()
 
-    @holdfast.step(
-        effect=holdfast.exactly_once("custom", on_ambiguous=holdfast.rerun()), timeout=timedelta(seconds=1)
-    )
+    @holdfast.step(effect=holdfast.exactly_once("custom", on_ambiguous=holdfast.rerun()), timeout=timedelta(seconds=1))
     def slow() -> int:
         attempt = holdfast.current_step().attempt
         running.append(attempt)
@@ -496,18 +487,18 @@ async def test_a_late_result_of_a_thread_is_discarded_and_audited(stage: Stage) 
         stage.outside.happen("slow", attempt)
         return attempt
 
-    @holdfast.durable(kind="threads.late")
+    @holdfast.durable(kind="failures.threads.late")
     async def program() -> int:
         return await slow.call()
 
     async with stage.open(clock=clock) as hf:
         task = asyncio.ensure_future(hf.run(program, id="e"))
         while not [record for record in await hf.audit("e") if record.event == "ambiguity"]:
-            await asyncio.sleep(0)
+            await turns()
         go.set()
         assert await task == 2
         while not (late := [record for record in await hf.audit("e") if record.event == "late_result"]):
-            await asyncio.sleep(0)
+            await turns()
         assert late[0].position == "0"
         entries = [(entry.part, entry.attempt) for entry in await hf.history("e")]
     assert entries == [("opened", 1), ("opened", 2), ("outcome", 2)]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.flow.programs import Program
-from tests.stage import Stage
+from tests.stage import Stage, turns
 
 import holdfast
-from holdfast.testing import crash
+from holdfast.testing import Crashed, crash
 
 
 @pytest.fixture
@@ -36,26 +36,32 @@ async def test_a_step_runs_once_and_is_replayed_however_the_execution_was_left(s
         stage.outside.happen("seven")
         return 7
 
-    async with stage.open() as hf:
-        try:
-            async with hf.execution("e", kind="k"):
-                first = await seven.recorded()
-                if left == "released":
-                    raise Released
-                if left == "crashed":
-                    with crash("outcome.acked", action="raise"):
-                        await seven.recorded()
-        except BaseException as error:
-            assert type(error).__name__ == left.capitalize()
+    first: list[holdfast.StepRecord[int]] = []
+
+    async def life() -> None:
+        async with stage.open() as hf, hf.execution("e", kind="k"):
+            first.append(await seven.recorded())
+            if left == "released":
+                raise Released
+            if left == "crashed":
+                with crash("outcome.acked", action="raise"):
+                    await seven.recorded()
+
+    if left == "ended":
+        await life()
+    else:
+        with pytest.raises(Released if left == "released" else Crashed):
+            await life()
     async with stage.open() as hf, hf.execution("e", kind="k"):
         again = await seven.recorded()
         entries = await hf.history("e")
         if left == "crashed":
             assert (await seven.recorded()).outcome == holdfast.Replayed(7)
-    assert first.outcome == holdfast.Live(7)
+    assert first[0].outcome == holdfast.Live(7)
     assert again.outcome == holdfast.Replayed(7)
-    assert (first.value, first.position, first.attempt) == (again.value, again.position, again.attempt) == (7, "0", 1)
-    assert first.idempotency_key == again.idempotency_key
+    assert (first[0].value, first[0].position, first[0].attempt) == (7, "0", 1)
+    assert (again.value, again.position, again.attempt) == (7, "0", 1)
+    assert first[0].idempotency_key == again.idempotency_key
     assert [entry.part for entry in entries if entry.position == "0"] == ["outcome"]
     assert stage.outside.count("seven") == (2 if left == "crashed" else 1)
 
@@ -68,7 +74,7 @@ async def test_a_recorded_step_is_not_run_again_after_a_crash(stage: Stage) -> N
         stage.outside.happen("send", to)
         return f"sent to {to}"
 
-    @holdfast.durable(kind="sends")
+    @holdfast.durable(kind="steps.sends")
     async def program() -> str:
         record = await send.recorded("ann")
         await send("bob")
@@ -88,7 +94,7 @@ async def test_five_of_eight_steps_replay_and_three_run(stage: Stage) -> None:
         stage.outside.happen("square", number)
         return number * number
 
-    @holdfast.durable(kind="squares")
+    @holdfast.durable(kind="steps.squares")
     async def program() -> list[list[str]]:
         records = [await square.recorded(number) for number in range(8)]
         return [[record.position, type(record.outcome).__name__, str(record.value)] for record in records]
@@ -108,11 +114,11 @@ async def test_a_live_value_is_what_replay_gives(stage: Stage) -> None:
         x: int
 
     @holdfast.step(effect=holdfast.idempotent(), result_type=...)
-    async def loose():  # type: ignore[no-untyped-def]  # noqa: ANN202 - nothing is declared on purpose
+    async def loose():
         return Point(1), (2, 3)
 
     @holdfast.step(effect=holdfast.idempotent(), result_type=tuple[Point, tuple[int, int]])
-    async def typed():  # type: ignore[no-untyped-def]  # noqa: ANN202 - declared by the option
+    async def typed():
         return Point(1), (2, 3)
 
     seen = []
@@ -132,7 +138,7 @@ async def test_a_result_that_cannot_be_encoded_is_lost_for_good(stage: Stage) ->
         stage.outside.happen("odd")
         return object()
 
-    @holdfast.durable(kind="odd")
+    @holdfast.durable(kind="steps.odd")
     async def program() -> str:
         try:
             await odd()
@@ -159,12 +165,12 @@ async def test_a_result_that_cannot_be_encoded_is_lost_for_good(stage: Stage) ->
 async def test_a_completed_execution_answers_from_the_record_or_conflicts(stage: Stage) -> None:
     """DA-6."""
 
-    @holdfast.durable(kind="greet")
+    @holdfast.durable(kind="steps.greet")
     async def greet(name: str, *, loud: bool = False) -> str:
         stage.outside.happen("greet")
         return name.upper() if loud else name
 
-    @holdfast.durable(kind="greet.other")
+    @holdfast.durable(kind="steps.greet.other")
     async def other(name: str) -> str:
         return name
 
@@ -181,10 +187,10 @@ async def test_a_completed_execution_answers_from_the_record_or_conflicts(stage:
                     await attempt(call, id="e")
                 assert (raised.value.execution_id, raised.value.field) == ("e", field)
         with pytest.raises(holdfast.ExecutionConflict):
-            async with hf.execution("e", kind="greet.other"):
+            async with hf.execution("e", kind="steps.greet.other"):
                 pass
         with pytest.raises(holdfast.ExecutionConflict):
-            async with hf.execution("e", kind="greet", input={"name": "bob"}):
+            async with hf.execution("e", kind="steps.greet", input={"name": "bob"}):
                 pass
         assert await hf.get("e") == before
     assert stage.outside.count("greet") == 1
@@ -199,7 +205,7 @@ async def test_another_input_conflicts_in_every_status(stage: Stage, status: str
         if status == "needs_decision":
             raise holdfast.OutcomeUnknown
 
-    @holdfast.durable(kind="end")
+    @holdfast.durable(kind="steps.end")
     async def program(number: int) -> None:
         await pay()
         raise ValueError
@@ -248,7 +254,7 @@ async def test_a_plain_function_runs_in_a_thread_and_knows_its_step(stage: Stage
         stage.outside.happen("look")
         return threading.get_ident(), step.name, step.position, step.attempt
 
-    @holdfast.durable(kind="looks")
+    @holdfast.durable(kind="steps.looks")
     async def program() -> tuple[int, str, str, int]:
         with pytest.raises(holdfast.OutsideExecution, match="call"):
             look("/")
@@ -272,7 +278,7 @@ async def test_outside_an_execution_steps_are_functions_and_other_calls_refuse()
     def look(number: int) -> int:
         return number
 
-    @holdfast.durable(kind="outside")
+    @holdfast.durable(kind="steps.outside")
     async def program(number: int) -> int:
         return await pay(number)
 
@@ -327,12 +333,11 @@ async def test_the_first_end_stands_and_waits_for_effects_in_flight(stage: Stage
     @holdfast.step(effect=holdfast.at_least_once())
     async def slow() -> int:
         begun.set()
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await turns()
         stage.outside.happen("slow")
         return 1
 
-    @holdfast.durable(kind="hasty")
+    @holdfast.durable(kind="steps.hasty")
     async def program() -> str:
         task = asyncio.ensure_future(slow())
         await begun.wait()
@@ -356,7 +361,7 @@ async def test_cancelling_one_of_two_callers_leaves_the_other_and_the_last_one_g
         await go.wait()
         return "waited"
 
-    @holdfast.durable(kind="waits")
+    @holdfast.durable(kind="steps.waits")
     async def program() -> str:
         return await wait()
 

@@ -76,7 +76,6 @@ def test_a_server_comes_back_with_what_was_committed() -> None:
     assert not server.directory.exists()
 
 
-def test_databases_and_schemas_are_fresh() -> None:
-    with PostgresServer() as server:
-        urls = {server.fresh_database(), server.fresh_database(), server.fresh_schema(), server.fresh_schema()}
-        assert len(urls) == 4
+def test_databases_and_schemas_are_fresh(postgres: PostgresServer) -> None:
+    urls = {postgres.fresh_database(), postgres.fresh_database(), postgres.fresh_schema(), postgres.fresh_schema()}
+    assert len(urls) == 4

@@ -371,7 +371,7 @@ def recover(
     as_json: JsonOption = False,
 ) -> None:
     """Take over what dead owners left, and run it to its end here."""
-    import asyncio
+    import contextlib
 
     from holdfast.cli import views
     from holdfast.cli.program import opened
@@ -380,9 +380,11 @@ def recover(
     async def work() -> tuple[Any, list[Execution]]:
         async with opened(app, place) as hf:
             report = await hf.recover()
-            under_way = [hf.flights[each] for each in report.resumed if each in hf.flights]
-            # How each ends is read from the ledger; here only that it does.
-            await asyncio.gather(*(flight.result() for flight in under_way), return_exceptions=True)
+            for each in report.resumed:
+                # How it ends is read from the ledger; here only that it does. One that has landed is gone.
+                if flight := hf.flights.get(each):
+                    with contextlib.suppress(Exception):
+                        await flight.result()
             return report, [await _require(hf, each) for each in report.resumed]
 
     report, ended = drive(work())

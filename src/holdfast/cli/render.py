@@ -27,7 +27,9 @@ __all__ = [
     "duration",
     "facts",
     "instant",
+    "json_text",
     "line",
+    "payload",
     "plain",
     "print_json",
     "size",
@@ -146,12 +148,28 @@ def plain(value: object) -> Any:
     return str(value)
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document, indented when somebody looks at it."""
+def payload(value: object) -> Any:
+    """Turn a user's value into what JSON has, as far as it can: bytes become base64, NaN null, odd keys text."""
     import json
 
-    text = json.dumps(plain(value), ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    _write(sys.stdout, text)
+    from holdfast.core.codec import encode, to_json
+
+    return json.loads(to_json(encode(value)))
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """Return JSON that shows as it is: what does not print is escaped, in JSON's own way."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document, indented when somebody looks at it."""
+    _write(sys.stdout, json_text(plain(value), indent=2 if sys.stdout.isatty() else None))
 
 
 # --- for people ---------------------------------------------------------------------------------------

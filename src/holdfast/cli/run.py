@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,22 +29,21 @@ def run(
 ) -> None:
     """Run or resume a durable function here; its output, or the recorded one, is printed as JSON."""
     from holdfast.cli.program import bind, declared, load_function
-    from holdfast.cli.render import line, warn
+    from holdfast.cli.render import payload, print_json, warn
     from holdfast.core.clock import SystemClock
-    from holdfast.core.codec import to_json
     from holdfast.core.ids import uuid7
 
     found = load_function(function)
     call = bind(found, function, arguments)
     own_id = str(uuid7(SystemClock().now())) if id is None else id
 
-    async def work() -> str:
+    async def work() -> Any:
         async with place.making() as hf:
             if id is None:
                 # Said before anything runs: whoever loses this process needs it to go on.
                 warn(own_id, "id")
             with declared(found):
                 output = await hf.run(call, id=own_id)
-        return to_json(found.codecs()[1].encode(output))
+        return payload(output)
 
-    line(drive(work()))
+    print_json(drive(work()))

@@ -14,7 +14,9 @@ from holdfast.cli.render import (
     duration,
     facts,
     instant,
+    json_text,
     line,
+    payload,
     plain,
     print_json,
     size,
@@ -192,31 +194,28 @@ def _entry(entry: Any) -> Cell:
 
 
 def _value(entry: Any) -> str:
-    import json
-
-    return json.dumps(plain(entry.payload), ensure_ascii=False)
+    return json_text(payload(entry.payload))
 
 
 def print_execution(execution: Execution, entries: Sequence[Any], *, reveal: bool) -> None:
     """Print one execution and its journal as JSON; values are there only when they were asked for."""
-    journal = [plain(entry) for entry in entries]
-    if not reveal:
-        for entry in journal:
-            entry.pop("payload", None)
+    journal = []
+    for entry in entries:
+        shown = plain(entry)
+        del shown["payload"]
+        journal.append(shown | ({"payload": payload(entry.payload)} if reveal else {}))
     print_json(plain(execution) | {"journal": journal})
 
 
 def print_result(execution: Execution, output: Any, *, ran: bool, as_json: bool) -> None:
     """Print what became of an execution that was resumed, and its output if it ran here."""
     if as_json:
-        print_json(plain(execution) | ({"output": output} if ran else {}))
+        print_json(plain(execution) | ({"output": payload(output)} if ran else {}))
         return
     if not ran:
         line(f"{execution.id} is {execution.status}: whoever runs or recovers it next goes on")
         return
-    import json
-
-    line(json.dumps(plain(output), ensure_ascii=False))
+    print_json(payload(output))
 
 
 # --- the rest -----------------------------------------------------------------------------------------

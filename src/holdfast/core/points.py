@@ -17,11 +17,24 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from holdfast.core.errors import ConfigError
 
-__all__ = ["Action", "Armed", "Crashed", "arm", "armed", "disarm", "names", "on_crash", "reach", "register", "verify"]
+__all__ = [
+    "Action",
+    "Armed",
+    "Crashed",
+    "arm",
+    "armed",
+    "crash",
+    "disarm",
+    "names",
+    "on_crash",
+    "reach",
+    "register",
+    "verify",
+]
 
 Action: TypeAlias = Literal["kill", "raise"] | Callable[[], object]
 """What happens at a point: SIGKILL to this process, `Crashed`, or a call."""
@@ -127,6 +140,18 @@ def on_crash(listener: Callable[[], object]) -> None:
     _listeners.append(held)
 
 
+def crash(where: str) -> NoReturn:
+    """Die here, as at a point armed with `raise`: what listeners keep in memory is dropped.
+
+    Raises:
+        Crashed: Always.
+    """
+    for listener in [each() for each in _listeners]:
+        if listener is not None:
+            listener()
+    raise Crashed(where)
+
+
 def verify() -> None:
     """Check what the environment armed; call it when everything that registers points is imported.
 
@@ -164,10 +189,7 @@ def _act(name: str, action: Action) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "raise":
-        for listener in [each() for each in _listeners]:
-            if listener is not None:
-                listener()
-        raise Crashed(name)
+        crash(name)
     else:
         action()
 

@@ -244,7 +244,12 @@ async def _plain_gather(aws: Iterable[Awaitable[Any]], *, return_exceptions: boo
 
 async def first_of(asked: Asked, contenders: list[Contender]) -> tuple[int, Any]:
     run = asked.scope.run
-    records = await asked.look()
+    try:
+        records = await asked.look()
+    except BaseException:
+        for contender in contenders:
+            contender.discard()
+        raise
     outcome = next((record for record in records if record.part == OUTCOME), None)
     if outcome is not None:
         winner = int(decode(outcome.payload or b""))

@@ -36,6 +36,7 @@ from holdfast.store.database import Append, Row
 from holdfast.store.writer import Overdue
 
 if TYPE_CHECKING:
+    from holdfast.execution.config import DurableConfig
     from holdfast.execution.effects import StepDescriptor, StepHandle
     from holdfast.execution.engine import Holdfast
 
@@ -323,11 +324,7 @@ class Run:
 
     def unavailable(self) -> JournalUnavailable:
         """Say that the journal does not answer."""
-        return JournalUnavailable(
-            f"execution {self.id!r}: the journal did not acknowledge within {self.engine.config.ack_timeout_ms} ms",
-            hint="nothing was done that needs the record; run it again when the database answers",
-            retry_after=self.engine.config.ack_timeout_ms / 1000,
-        )
+        return unavailable(self.id, self.engine.config)
 
     def note_degraded(self, name: str, index: str) -> None:
         """Warn, count, and leave a lasting mark with the next append that succeeds."""
@@ -455,6 +452,15 @@ class Run:
         self.advised.add(spec.name)
         detail = {"was": [record.effect_kind, record.policy], "is": [spec.effect.kind, policy]}
         self.audit("advisory_change", effect=spec.effect.cls, detail=detail)
+
+
+def unavailable(id: str, config: DurableConfig) -> JournalUnavailable:
+    """Say that the journal does not answer."""
+    return JournalUnavailable(
+        f"execution {id!r}: the journal did not acknowledge within {config.ack_timeout_ms} ms",
+        hint="nothing was done that needs the record; run it again when the database answers",
+        retry_after=config.ack_timeout_ms / 1000,
+    )
 
 
 def canceled(id: str, reason: str) -> ExecutionCanceled:

@@ -175,6 +175,7 @@ class Holdfast:
             self.database = await open_database(
                 self.target, clock=self.clock, settings=settings, namespace=self._namespace, read_only=self.read_only
             )
+            self.clock = self.database.clock  # on PostgreSQL it knows the server's time
             self.flying = self.database.owner.holds
             points.on_crash(self._crash)
             points.verify()
@@ -588,6 +589,7 @@ class Holdfast:
     async def _recover_round(self) -> None:
         await operate.supervise(self)
         await operate.recover(self, registered())
+        await operate.sweep_owners(self)
 
     def fly_recorded(self, id: str, kind: str) -> Flight | None:
         """Fly an execution from its record, unless it is under way here."""

@@ -22,6 +22,7 @@ from holdfast.core import points
 from holdfast.core.codec import encode
 from holdfast.core.errors import Closed, CodecError, LeaseLost
 from holdfast.execution import journal, keys, machine
+from holdfast.execution.claims import audit_claim, owner_dead, settle_kept
 from holdfast.execution.context import NewChapter, Suspend, deadline_exceeded
 from holdfast.execution.doubt import needs_decision, settle_abandoned
 from holdfast.execution.ends import busy, conflict, ended, failed, too_large
@@ -38,7 +39,7 @@ from holdfast.execution.flow import Context
 from holdfast.execution.payloads import Failure
 from holdfast.execution.request import Request
 from holdfast.execution.scope import _scope
-from holdfast.store.owners import Alive, Dead, Lock, probe
+from holdfast.store.owners import Lock
 
 if TYPE_CHECKING:
     from holdfast.execution.declare import Durable
@@ -169,6 +170,12 @@ class Flight:
         while True:
             async with engine.database.read() as tx:
                 row = await journal.get(tx, self.id)
+            if (
+                row is not None
+                and row.owner_id == engine.database.owner.id
+                and await settle_kept(engine, self.id, row.pk)
+            ):
+                continue
             if row is None:
                 if not request.create:
                     raise engine.unknown(self.id)
@@ -176,7 +183,7 @@ class Flight:
                 if created is not None:
                     return created
                 continue
-            lock, dead = self._owner_dead(row)
+            lock, dead = owner_dead(engine, row)
             try:
                 answer = machine.admit(row, owner_dead=dead, asked_kind=request.kind, asked_hash=request.input_hash)
                 match answer:
@@ -207,20 +214,6 @@ class Flight:
         self.known = True
         if self.admitted is not None and not self.admitted.done():
             self.admitted.set_result(None)
-
-    def _owner_dead(self, row: Row) -> tuple[Lock | None, bool]:
-        """Say whether the owner of a row is dead; with the lock that proves it, if one does."""
-        engine = self.engine
-        if row.owner_id is None:
-            return None, False
-        if row.owner_id == engine.database.owner.id:
-            return None, row.pk not in engine.flying
-        match probe(row):
-            case Alive():
-                return None, False
-            case Dead(lock):
-                return lock, True
-        return None, row.lease_until is None or row.lease_until <= engine.clock.now()
 
     async def _create(self) -> Context | None:
         """Create the execution and hold it; None when somebody else has created it first."""
@@ -276,7 +269,7 @@ class Flight:
                 detail = {"reason": "crash_loop", "recoveries": row.recoveries}
                 await journal.audit(tx, row.id, row.generation, now, "aborted", detail=detail)
             elif claimed is not None:
-                await self._audit_claim(tx, row, now)
+                await audit_claim(tx, row, now, config.code_version)
             if points.armed:
                 points.reach("claim.updated")
         if lock is not None:
@@ -291,15 +284,6 @@ class Flight:
         await self._load(run)
         self._settle_admission(created=False)
         return run
-
-    async def _audit_claim(self, tx: Any, row: Row, now: int) -> None:
-        version = self.engine.config.code_version
-        if row.owner_id is not None:
-            detail = {"owner": row.owner_id, "host": row.host, "pid": row.pid}
-            await journal.audit(tx, row.id, row.generation, now, "takeover", detail=detail)
-        if row.code_version != version:
-            detail = {"was": row.code_version, "is": version}
-            await journal.audit(tx, row.id, row.generation, now, "advisory_change", detail=detail)
 
     async def _load(self, run: Context) -> None:
         """Load what a resumed run must know before its first call."""
@@ -328,6 +312,7 @@ class Flight:
 
     async def _generations(self, run: Context, fn: Durable[..., Any]) -> Any:
         request = self.request
+        fn.codecs()  # an annotation that cannot be decoded to is said before anything is done
         if request.call is not None and run.chapter == 0:
             args, kwargs = request.call.args, request.call.kwargs
         else:

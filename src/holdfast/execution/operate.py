@@ -20,6 +20,7 @@ from holdfast.core.codec import encode
 from holdfast.core.config import config_path, ledger_target
 from holdfast.core.errors import Closed, ConfigError, LimitError, StoreError
 from holdfast.execution import journal, keys, machine
+from holdfast.execution.claims import owner_alive
 from holdfast.execution.errors import ExecutionFinished, NoDecisionOpen
 from holdfast.execution.payloads import Failure
 from holdfast.store.owners import Alive, Dead, probe
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 points.register("decision.committed", "cancel.requested")
 
 NOTE_CHARS_MAX = 2000
+OWNER_KEPT_US = 24 * 3600 * 1_000_000
+"""How long the row of a dead owner is kept for people to look at, from the end of its lease."""
 _BATCH = 200
 
 
@@ -87,19 +90,6 @@ class RecoverReport:
 def configured_ledger() -> str:
     """Return the ledger that environment and configuration file name."""
     return str(ledger_target(None, config_path(None, os.environ), os.environ))
-
-
-def owner_alive(engine: Holdfast, row: Row) -> bool:
-    """Say whether the recorded owner of a row is alive, without disturbing it."""
-    if row.owner_id is None:
-        return False
-    match probe(row):
-        case Alive():
-            return True
-        case Dead(lock):
-            lock.release()
-            return False
-    return row.lease_until is not None and row.lease_until > engine.clock.now()
 
 
 def _check_note(text: str, what: str) -> None:
@@ -445,6 +435,25 @@ async def supervise(engine: Holdfast) -> None:
                     tx, row, "aborted", now=now, reason="orphaned", deadline_at=row.deadline_at, ended=True
                 ):
                     await journal.audit(tx, row.id, row.generation, now, "aborted", detail={"reason": "orphaned"})
+
+
+async def sweep_owners(engine: Holdfast) -> None:
+    """Remove the rows and files of owners that died without leaving anything to take over."""
+    async with engine.database.read() as tx:
+        rows = await tx.all("owners.list")
+    for row in rows:
+        if row.owner_id == engine.database.owner.id:
+            continue
+        death = probe(row)
+        if isinstance(death, Alive) or row.lease_until + OWNER_KEPT_US > engine.clock.now():
+            if isinstance(death, Dead):
+                death.lock.release()
+            continue
+        async with engine.database.write() as tx:
+            if await tx.one("executions.owned", owner_id=row.owner_id) is None:
+                await tx.run("owners.delete", [(row.owner_id,)])
+        if isinstance(death, Dead):
+            death.lock.remove()
 
 
 async def heed_requests(engine: Holdfast) -> None:

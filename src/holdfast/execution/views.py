@@ -18,8 +18,8 @@ from holdfast.core.errors import CodecError
 from holdfast.core.ids import uuid_text
 from holdfast.core.page import Page, check_limit, decode_cursor, encode_cursor
 from holdfast.execution import journal, keys, machine
+from holdfast.execution.claims import owner_alive
 from holdfast.execution.errors import PositionShape
-from holdfast.execution.operate import owner_alive
 from holdfast.execution.payloads import SPILLED, read_spilled
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ class Append:
 
     __slots__ = ("due", "future", "guard", "label", "lane", "plan", "rows", "settled", "size", "state")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an append is; made once per step
         self,
         plan: Plan,
         lane: int,
@@ -104,6 +104,14 @@ class Append:
         self.settled = settled
         self.state = "new"
         self.due = 0.0
+
+
+class Overdue(Exception):
+    """An append was not acknowledged in time. It may still be queued: ask `Writer.withdraw`."""
+
+    def __init__(self, append: Append) -> None:
+        super().__init__("not acknowledged in time")
+        self.append = append
 
 
 class Database(Protocol):

@@ -41,7 +41,7 @@ from holdfast.core.errors import Closed, StoreError, Unavailable
 from holdfast.core.loops import spawn
 from holdfast.store import meters
 from holdfast.store.batch import Batch, Committer
-from holdfast.store.database import Append, Row
+from holdfast.store.database import Append, Overdue, Row
 from holdfast.store.faults import Faults
 
 if TYPE_CHECKING:
@@ -66,14 +66,6 @@ GATHER_S_MAX = 0.0002
 that is busy with other things a tick costs more than the flush it would save."""
 CLOSE_S_MIN = 0.5
 """However short an acknowledgement may take, closing tries for this long."""
-
-
-class Overdue(Exception):
-    """An append was not acknowledged in time. It may still be queued: ask `Writer.withdraw`."""
-
-    def __init__(self, append: Append) -> None:
-        super().__init__("not acknowledged in time")
-        self.append = append
 
 
 class _Lane:
@@ -205,6 +197,10 @@ class Writer:
         for each in self._lanes if lane is None else (self._lanes[lane],):
             if each.queue or self._drains:
                 self._schedule(each)
+
+    def pending(self, lane: int, /) -> bool:
+        """Say whether something accepted for an append's lane is not settled."""
+        return (each := self._lanes[lane % self._lane_count]).settled < each.taken_in
 
     async def drained(self, lane: int | None = None, /) -> None:
         """Return when everything accepted so far has been settled, in an append's lane or in all."""
