@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[2]
 class Program:
     """A program of this module in a process of its own, for a block; at its end it is killed if it still runs."""
 
+    module = "tests.flow.programs"
+
     def __init__(self, name: str, *arguments: object, **environment: str) -> None:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.flow.programs", name, *map(str, arguments)],
+            [sys.executable, "-m", self.module, name, *map(str, arguments)],
             cwd=ROOT, env={**os.environ, **environment}, text=True, stdin=pipe, stdout=pipe,
         )  # fmt: skip
 

@@ -13,6 +13,8 @@ from typing import Any
 import apsw
 import asyncpg
 
+from holdfast.core import trace
+
 
 def is_postgres(target: str) -> bool:
     """Say which database a target leads to."""
@@ -73,6 +75,11 @@ async def held(target: str) -> AsyncIterator[None]:
             yield
         finally:
             connection.execute("ROLLBACK")
+
+
+def counter(name: str) -> float:
+    """The sum of one of this process's counters over its labels."""
+    return sum(trace.snapshot().get(f"holdfast_durable_{name}", {}).values())
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0, *, anyway: bool = False) -> None:

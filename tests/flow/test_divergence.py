@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flow.tamper import change, is_postgres, look, until
+from tests.flow.tamper import change, counter, is_postgres, look, until
 from tests.stage import Stage
 
 import holdfast
-from holdfast.core import trace
 from holdfast.testing import Crashed, ManualClock, crash
 
 
@@ -25,11 +24,6 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
 
 class Released(BaseException):
     """Leaves a block without ending its execution."""
-
-
-def counter(name: str) -> float:
-    """The sum of a counter over its labels."""
-    return sum(trace.snapshot()[f"holdfast_durable_{name}"].values())
 
 
 class Shop:

@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flow.tamper import change, held, is_postgres, look, until
+from tests.flow.tamper import change, counter, held, is_postgres, look, until
 from tests.stage import Stage
 
 import holdfast
-from holdfast.core import trace
 from holdfast.testing import ManualClock, WriterFaults
 
 
 @pytest.fixture
 def stage(ledger: str, tmp_path: Path) -> Stage:
     return Stage(ledger, tmp_path)
-
-
-def counter(name: str) -> float:
-    """The sum of a counter over its labels."""
-    return sum(trace.snapshot()[f"holdfast_durable_{name}"].values())
 
 
 class Stop(BaseException):

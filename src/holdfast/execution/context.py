@@ -104,14 +104,15 @@ class Run:
         self.fresh = row.fresh
         self.last_now = row.last_now
         self.input_blob = row.input
+        self.resumed_at = 0.0 if row.fresh else self.clock.monotonic()
         self._renew()
 
     def _renew(self) -> None:
         """Set what belongs to one generation."""
         self.positions = 0
         self.segments_read = 0
-        self.ran = 0
-        self.replayed = 0
+        self.ran = {"idempotent": 0, "at_least_once": 0, "exactly_once": 0}
+        self.replayed = {"idempotent": 0, "at_least_once": 0, "exactly_once": 0}
         self.over = False
         self.halted: BaseException | None = None
         self.riding: list[tuple[str, tuple[object, ...]]] = []
@@ -409,6 +410,18 @@ class Run:
             self.watch.set_result(None)
         if self.drained is not None and not self.inflight and not self.drained.done():
             self.drained.set_result(None)
+
+    def caught_up(self) -> None:
+        """Take note that replay has met its first live step."""
+        self.engine.metrics.replay_seconds.observe(self.clock.monotonic() - self.resumed_at)
+        self.resumed_at = 0.0
+
+    def count(self) -> None:
+        """Add what this generation did to the process's counters."""
+        for outcome, counts in (("live", self.ran), ("replayed", self.replayed)):
+            for effect, number in counts.items():
+                if number:
+                    self.engine.metrics.steps.add(number, effect, outcome)
 
     # --- divergence ---
 

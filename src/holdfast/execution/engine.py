@@ -562,7 +562,8 @@ class Holdfast:
             UnknownExecution, ConfigError, LimitError: The id, the answer or the note is not valid.
         """
         self.check_ready()
-        await operate.decide(self, id, position, decision, by=by, note=note)
+        with trace.span("holdfast.durable.decide", execution=id, position=position):
+            await operate.decide(self, id, position, decision, by=by, note=note)
 
     async def cancel(self, id: str, *, reason: str = "", force: bool = False) -> CancelOutcome:
         """Cancel an execution: at once when nobody runs it, else by a request that its owner acknowledges.
@@ -584,7 +585,8 @@ class Holdfast:
             kinds: Only these; default all registered ones.
         """
         self.check_ready()
-        return await operate.recover(self, frozenset(kinds) if kinds is not None else registered())
+        with trace.span("holdfast.durable.recover"):
+            return await operate.recover(self, frozenset(kinds) if kinds is not None else registered())
 
     async def _recover_round(self) -> None:
         await operate.supervise(self)

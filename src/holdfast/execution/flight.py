@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.codec import encode
 from holdfast.core.errors import Closed, CodecError, LeaseLost
 from holdfast.execution import journal, keys, machine
@@ -150,7 +150,8 @@ class Flight:
             assert self.run is not None
             assert self.request.fn is not None
             try:
-                return await self._generations(self.run, self.request.fn)
+                with trace.span("holdfast.durable.execution", execution=self.id, kind=self.request.kind):
+                    return await self._generations(self.run, self.request.fn)
             except LeaseLost:
                 self.run = None  # somebody else has it now: wait for its end
             except Suspend as suspend:
@@ -188,7 +189,8 @@ class Flight:
                 answer = machine.admit(row, owner_dead=dead, asked_kind=request.kind, asked_hash=request.input_hash)
                 match answer:
                     case machine.Proceed():
-                        run = await self._claim(row, lock)
+                        with trace.span("holdfast.durable.claim", execution=self.id):
+                            run = await self._claim(row, lock)
                         if run is not None:
                             return run
                     case machine.Replay(status):
@@ -373,6 +375,7 @@ class Flight:
         Returns None when the execution has completed, otherwise what the next generation starts with (an
         empty tuple: the same arguments). Raises every other end.
         """
+        run.count()
         if run.leaving is not None:
             run.leaving.cancel()
         if isinstance(error, points.Crashed) or self.engine.crashed:
@@ -536,6 +539,7 @@ class Flight:
             run.audit_row("divergence", position=cause.position, detail=detail),
         ]
         if not restart or count >= engine.config.generations_max:
+            rows.append(run.audit_row("aborted", detail={"reason": "divergence"}))
             await self._settle(run, "aborted", "divergence", rows=rows)
             raise cause
         await self._open_generation(run, rows, run.chapter, "divergence", run.input_blob)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.core.trace import Counter
+from holdfast.core.trace import Counter, Gauge, Histogram
 
 
 class Metrics:
@@ -19,6 +19,10 @@ class Metrics:
         self.retries = Counter(prefix + "retries_total", "Failed attempts that another one follows")
         self.recoveries = Counter(prefix + "recoveries_total", "Executions taken over from dead owners")
         self.lease_lost = Counter(prefix + "lease_lost_total", "Executions lost to another owner")
+        self.replay_seconds = Histogram(
+            prefix + "replay_seconds", "From taking an execution over to its first live step"
+        )
+        self.executions = Gauge(prefix + "executions", "Executions in the ledger, by status", "status")
         self.late_results = Counter(prefix + "late_results_total", "Outcomes that came too late")
 
 

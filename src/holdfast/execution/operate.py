@@ -417,6 +417,9 @@ async def supervise(engine: Holdfast) -> None:
     from holdfast.execution.declare import registered
 
     config, now = engine.config, engine.clock.now()
+    async with engine.database.read() as tx:
+        for each in await tx.all("executions.tally"):
+            engine.metrics.executions.set(each.count, each.status)
     rows, _ = await _takeable(engine)
     for row in rows:
         if row.deadline_at is not None and row.deadline_at <= now:

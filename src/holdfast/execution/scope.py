@@ -17,6 +17,7 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from holdfast.core import trace
 from holdfast.core.codec import encode
 from holdfast.execution import journal, keys
 from holdfast.execution.errors import ForeignTask, StepCapExceeded
@@ -172,8 +173,9 @@ class Scope:
 
     async def _read(self, start: int) -> list[Row]:
         run = self.run
-        async with run.database.read() as tx:
-            return await journal.segment(tx, run.pk, run.generation, self.path, start, run.segment_rows)
+        with trace.span("holdfast.durable.replay.segment", execution=run.id, start=start):
+            async with run.database.read() as tx:
+                return await journal.segment(tx, run.pk, run.generation, self.path, start, run.segment_rows)
 
     def _file(self, rows: list[Row]) -> None:
         """File one segment by index. The last index of a full segment may be cut: it is read again."""

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.codec import encode
 from holdfast.core.errors import CodecError, OutcomeUnknown
 from holdfast.execution import doubt, journal, keys, machine
@@ -116,8 +116,10 @@ class StepCall:
 
     # --- the protocol ---
 
-    async def perform(self) -> Any:
+    async def perform(self, *, spanned: bool = False) -> Any:
         """Return the step's value: recorded, carried, assumed or live."""
+        if trace.enabled and not spanned:
+            return await self.traced()
         run, scope, index = self.run, self.scope, self.index
         if run.over or run.deadline_at is not None:
             run.check()
@@ -131,8 +133,8 @@ class StepCall:
         if found is not None:
             # The short way: one record, and it is the value.
             if type(found) is not list and found.outcome == "value" and found.shape == self.shape:
-                run.replayed += 1
                 spec = self.spec
+                run.replayed[spec.effect.cls] += 1
                 if found.policy is not None or spec.guarded:
                     run.advise(found, spec)
                 payload = found.payload
@@ -150,6 +152,17 @@ class StepCall:
         if run.past is not None:
             return await doubt.carried(self)
         return await self.live(1)
+
+    async def traced(self) -> Any:
+        """Perform inside a span."""
+        spec = self.spec
+        with trace.span(
+            "holdfast.durable.step", position=self.position, name=spec.name, effect=spec.effect.cls
+        ) as span:
+            value = await self.perform(spanned=True)
+            outcome = self.outcome if isinstance(self.outcome, type) else type(self.outcome)
+            span.set(attempt=self.attempt, outcome=outcome.__name__.lower())
+            return value
 
     async def perform_recorded(self) -> StepRecord[Any]:
         """Return the value together with how it came about."""
@@ -199,7 +212,7 @@ class StepCall:
     async def settled(self, record: Record) -> Any:
         """Return or raise a recorded outcome."""
         run = self.run
-        run.replayed += 1
+        run.replayed[self.spec.effect.cls] += 1
         self.attempt = record.attempt
         payload = record.payload
         if payload is not None and payload[:1] == bytes([SPILLED]):
@@ -292,6 +305,8 @@ class StepCall:
         """Run attempts until one has an outcome, and record it."""
         run, spec = self.run, self.spec
         first = attempt
+        if run.resumed_at:
+            run.caught_up()
         while True:
             if not run.owner.fresh():
                 await run.engine.renewed(run)
@@ -429,7 +444,7 @@ class StepCall:
                     run.acknowledged(row)
                 if points.armed:
                     points.reach("outcome.acked")
-        run.ran += 1
+        run.ran[spec.effect.cls] += 1
         self.outcome = Live
         if error is not None:
             raise error

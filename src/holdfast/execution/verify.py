@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core import trace
 from holdfast.execution import journal, keys, machine
 from holdfast.execution.errors import IntegrityError
 from holdfast.execution.payloads import SPILLED, read_spilled
@@ -58,6 +59,11 @@ class VerifyReport:
 
 async def verify(engine: Holdfast, id: str | None) -> VerifyReport:
     """See `Holdfast.verify`."""
+    with trace.span("holdfast.durable.verify"):
+        return await _verify(engine, id)
+
+
+async def _verify(engine: Holdfast, id: str | None) -> VerifyReport:
     problems: list[Problem] = []
     checked = 0
     if id is not None:

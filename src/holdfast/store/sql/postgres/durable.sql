@@ -138,6 +138,10 @@ ORDER BY e.pk LIMIT $2::bigint
 SELECT id, request, request_at FROM durable_executions
 WHERE owner_id = $1::text AND request IS NOT NULL AND finished_at IS NULL
 
+-- name: executions.tally()
+-- columns: status, count
+SELECT status, count(*) AS count FROM durable_executions GROUP BY status
+
 -- name: executions.owned(owner_id)
 -- columns: pk
 SELECT pk FROM durable_executions WHERE owner_id = $1::text AND finished_at IS NULL LIMIT 1

@@ -119,6 +119,10 @@ ORDER BY e.pk LIMIT :most
 SELECT id, request, request_at FROM durable_executions
 WHERE owner_id = :owner_id AND request IS NOT NULL AND finished_at IS NULL
 
+-- name: executions.tally()
+-- columns: status, count
+SELECT status, count(*) AS count FROM durable_executions GROUP BY status
+
 -- name: executions.owned(owner_id)
 -- columns: pk
 SELECT pk FROM durable_executions WHERE owner_id = :owner_id AND finished_at IS NULL LIMIT 1

@@ -1,0 +1,177 @@
+"""An agent that works in a process of its own, or in the test's, and is stopped, killed and replaced there.
+
+`python -m tests.flow.agents NAME ARGUMENT…`, by way of `Agent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.flow.programs import Program, hear, say
+from tests.stage import Outside, Stage
+
+import holdfast
+
+
+class Agent(Program):
+    """A program of this module in a process of its own."""
+
+    module = "tests.flow.agents"
+
+    def __init__(self, name: str, stage: Stage, *arguments: object, **config: Any) -> None:
+        super().__init__(name, stage.target, stage.folder, json.dumps(config), *arguments)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def freeze(self) -> None:
+        """Stop it where it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+
+class Gate:
+    """Where an agent in a process of its own tells where it is and waits for a line; open in the test's process."""
+
+    shut = False
+
+    async def __call__(self, *words: object) -> None:
+        if self.shut:
+            say(*words)
+            await hear()
+
+
+gate = Gate()
+
+
+@holdfast.step(effect=holdfast.at_least_once())
+async def work(folder: str, number: int) -> int:
+    """Leave a trace outside."""
+    Outside(Path(folder) / "outside").happen("work", number)
+    return number
+
+
+@holdfast.step(effect=holdfast.at_least_once())
+async def dawdle(folder: str) -> str:
+    """Be in an effect until told to go on."""
+    Outside(Path(folder) / "outside").happen("dawdle")
+    await gate("in the effect")
+    return str(os.getpid())
+
+
+@holdfast.step(effect=holdfast.exactly_once("money", on_ambiguous=holdfast.fail()))
+async def pay(folder: str) -> str:
+    """Be in a guarded effect until told to go on."""
+    Outside(Path(folder) / "outside").happen("pay")
+    await gate("in the payment")
+    return str(os.getpid())
+
+
+@holdfast.durable(kind="agent")
+async def agent(folder: str, total: int, waits_after: int) -> list[int]:
+    """Work step by step, waiting after one of them."""
+    done = []
+    for number in range(total):
+        done.append(await work(folder, number))
+        if number == waits_after:
+            await gate("after", number)
+    return done
+
+
+@holdfast.durable(kind="agent.dawdling")
+async def dawdling(folder: str) -> str:
+    """Spend a long time in one effect."""
+    return await dawdle(folder)
+
+
+@holdfast.durable(kind="agent.paying")
+async def paying(folder: str) -> str:
+    """Spend a long time in one guarded effect."""
+    return await pay(folder)
+
+
+KINDS = {each.kind: each for each in (agent, dawdling, paying)}
+
+
+async def run(target: str, folder: str, config: str, kind: str, id: str, *arguments: str) -> None:
+    """Run an execution to its end, and say how it ended."""
+    gate.shut = True
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf:
+        say("open")
+        try:
+            say("done", json.dumps(await hf.run(KINDS[kind], folder, *map(int, arguments), id=id)))
+        except holdfast.DurableError as error:
+            say(type(error).__name__, error.code)
+
+
+async def waiting(target: str, folder: str, config: str, id: str) -> None:
+    """Run an execution that others may have, without ever waiting inside it."""
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf:
+        say("open")
+        say("done", json.dumps(await hf.run(agent, folder, 3, 0, id=id)))
+
+
+async def block(target: str, folder: str, config: str, id: str) -> None:
+    """Hold an execution open until told to go on."""
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf, hf.execution(id, kind="block") as ctx:
+        say("inside")
+        await hear()
+        ctx.set_output("done")
+
+
+async def fork(target: str, folder: str, config: str) -> None:
+    """Fork in an effect, use everything in the child, and go on in the parent."""
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf:
+
+        @holdfast.step(effect=holdfast.at_least_once())
+        async def forks() -> str:
+            child = os.fork()
+            if child == 0:
+                os._exit(await refusals(hf))
+            _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
+            return f"refused {os.waitstatus_to_exitcode(status)}"
+
+        @holdfast.durable(kind="forking")
+        async def program() -> list[str]:
+            return [await forks(), str(await work(folder, 1))]
+
+        say(await hf.run(program, id="e"))
+        say((await hf.verify()).ok, (await hf.list()).items[0].status)
+
+
+async def refusals(hf: holdfast.Holdfast) -> int:
+    """Count the calls that refuse to work in this process."""
+    refused = 0
+    calls = (
+        lambda: hf.run(agent, ".", 1, 9), lambda: hf.start(agent, ".", 1, 9), lambda: hf.get("e"), hf.list,
+        lambda: hf.cancel("e"), hf.recover, hf.close, hf.handle("e").info,
+    )  # fmt: skip
+    for call in calls:
+        try:
+            await call()
+        except holdfast.WrongProcess:
+            refused += 1
+    try:
+        hf.execution("x", kind="x")
+    except holdfast.WrongProcess:
+        refused += 1
+    return refused
+
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))
