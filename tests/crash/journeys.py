@@ -8,6 +8,7 @@ attempt and key. `python -m tests.crash.journeys NAME LEDGER FOLDER ID` drives o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -255,10 +256,8 @@ async def answer(hf: holdfast.Holdfast, id: str, position: str) -> None:
     entry = next(each for each in await hf.history(id) if each.position == position and each.name)
     did = any(words[4].startswith(entry.key_prefix or "?") for words in traces(id, entry.name))
     verdict = holdfast.happened("paid") if did else holdfast.not_happened()
-    try:
+    with contextlib.suppress(holdfast.NoDecisionOpen):  # else it was decided in an earlier life
         await hf.decide(id, position, verdict, by="operator")
-    except holdfast.NoDecisionOpen:
-        pass  # decided in an earlier life
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ HITS_MAX = 3
 
 DIED = object()
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited"  # a dead process awaits nothing
+)
+
 
 @pytest.fixture
 def stage(ledger: str, tmp_path: Path) -> Stage:
@@ -37,16 +41,18 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
 
 async def live(stage: Stage, journey: Journey, id: str, meet: Callable[[holdfast.Holdfast], Any]) -> Any:
     """Go on with a journey in a fresh process; return its output, or `DIED`."""
-    async with asyncio.timeout(LIFE_SECONDS_MAX):
-        try:
-            async with stage.open(**journey.config) as hf:
-                with ExitStack() as stack:
-                    fate = meet(hf)
-                    if hasattr(fate, "__enter__"):
-                        stack.enter_context(fate)
-                    return await journey.drive(hf, id)
-        except Crashed:
+    hf = stage.open(**journey.config)
+    try:
+        async with asyncio.timeout(LIFE_SECONDS_MAX), hf:
+            with ExitStack() as stack:
+                fate = meet(hf)
+                if hasattr(fate, "__enter__"):
+                    stack.enter_context(fate)
+                return await journey.drive(hf, id)
+    except (Crashed, asyncio.CancelledError, holdfast.StoreError):
+        if hf.crashed:  # whatever a dying process sees, nobody hears of it
             return DIED
+        raise
 
 
 async def rehearse(stage: Stage, journey: Journey) -> tuple[Any, dict[str, int]]:

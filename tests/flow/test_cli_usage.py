@@ -13,6 +13,7 @@ from tests.flow.commandline import ROOT, SHOP, ask, command, start, tell
 
 import holdfast
 from holdfast.cli import render
+from holdfast.cli.ledger import Place
 
 COMMANDS = (
     ("run",),
@@ -303,3 +304,20 @@ def test_sizes_are_short(count: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0s"), (59, "59s"), (61, "1m"), (7300, "2h"), (200_000, "2d")])
 def test_ages_have_one_unit(seconds: int, text: str) -> None:
     assert render.age(timedelta(seconds=seconds)) == text
+
+
+async def test_a_file_that_changes_while_it_is_read_is_read_again(db: Path) -> None:
+    """A file that nobody has open is read without locks, so that reading leaves nothing behind."""
+    reads = 0
+
+    async def read(hf: holdfast.Holdfast) -> str:
+        nonlocal reads
+        reads += 1
+        if reads < 3:
+            raise holdfast.Busy("it was changed while it was read", "read again")
+        execution = await hf.get("a")
+        assert execution is not None
+        return execution.status
+
+    assert await Place(db=str(db)).look(read) == "completed"
+    assert reads == 3

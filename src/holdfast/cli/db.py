@@ -43,12 +43,7 @@ def migrate(place: Place, *, as_json: JsonOption = False) -> None:
 @placed
 def status(place: Place, *, as_json: JsonOption = False) -> None:
     """Show the ledger's schema, and how many executions it has."""
-
-    async def work() -> dict[str, Any]:
-        async with place.reading() as hf:
-            return await _state(hf)
-
-    _show(drive(work()), as_json=as_json)
+    _show(drive(place.look(_state)), as_json=as_json)
 
 
 async def _state(hf: Holdfast) -> dict[str, Any]:
@@ -99,7 +94,7 @@ def _show(state: dict[str, Any], *, as_json: bool) -> None:
             ("dialect", state["dialect"]),
             ("schema", f"{state['schema']} of {state['newest']}"),
             ("pending", (pending, "yellow") if pending else "none"),
-            ("executions", f"{state['executions_count']}, {size(state['bytes_count'])} of values"),
+            ("executions", f"{state['executions_count']}, {size(state['bytes_count'])}"),
             *((f"  {name}", (str(count), coloured(name)[1])) for name, count in state["executions"].items()),
         ]
     )

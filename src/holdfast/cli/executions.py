@@ -78,13 +78,12 @@ def list_executions(  # noqa: PLR0913 - a command's options are its parameters
     if app is not None:
         register(app)
 
-    async def work() -> Any:
-        async with place.reading() as hf:
-            return await hf.list(
-                status=views.known_status(status), kind=kind, orphaned=orphaned, limit=limit, cursor=cursor
-            )
-
-    page = drive(work())
+    wanted = views.known_status(status)
+    page = drive(
+        place.look(
+            lambda hf: hf.list(status=wanted, kind=kind, orphaned=orphaned, limit=limit, cursor=cursor),
+        )
+    )
     if as_json:
         print_json({"items": page.items, "next": page.next})
     else:
@@ -107,17 +106,18 @@ def show(
     from holdfast.cli import views
     from holdfast.cli.render import warn
 
-    async def work() -> tuple[Execution, list[Any]]:
-        if not reveal:
-            async with place.reading() as hf:
-                execution = await _require(hf, id)
-                return execution, await hf.history(id, generation=_existing(execution, generation))
-        async with place.changing() as hf:  # what is revealed is audited, and that is a write
-            execution = await _require(hf, id)
+    async def read(hf: Holdfast) -> tuple[Execution, list[Any]]:
+        execution = await _require(hf, id)
+        asked = _existing(execution, generation)
+        if reveal:
             warn("recorded values follow; they may hold secrets, and that you saw them is audited")
-            return execution, await hf.history(id, generation=_existing(execution, generation), reveal=True)
+        return execution, await hf.history(id, generation=asked, reveal=reveal)
 
-    execution, entries = drive(work())
+    async def audited() -> tuple[Execution, list[Any]]:
+        async with place.changing() as hf:  # an audit record is a write
+            return await read(hf)
+
+    execution, entries = drive(audited() if reveal else place.look(read))
     if as_json:
         views.print_execution(execution, entries, reveal=reveal)
     else:
@@ -131,12 +131,7 @@ def timeline(place: Place, id: IdArgument, *, as_json: JsonOption = False) -> No
     from holdfast.cli import views
     from holdfast.cli.render import print_json
 
-    async def work() -> list[Any]:
-        async with place.reading() as hf:
-            await _require(hf, id)
-            return await hf.timeline(id)
-
-    events = drive(work())
+    events = drive(place.look(lambda hf: hf.timeline(id)))
     if as_json:
         print_json(events)
     else:
@@ -162,14 +157,13 @@ def diff(
     from holdfast.cli import views
     from holdfast.cli.render import print_json
 
-    async def work() -> tuple[int, int, list[Any]]:
-        async with place.reading() as hf:
-            execution = await _require(hf, id)
-            end = _existing(execution, right) or execution.generation
-            start = _existing(execution, left) or max(1, end - 1)
-            return start, end, await hf.diff(id, start, end)
+    async def read(hf: Holdfast) -> tuple[int, int, list[Any]]:
+        execution = await _require(hf, id)
+        end = _existing(execution, right) or execution.generation
+        start = _existing(execution, left) or max(1, end - 1)
+        return start, end, await hf.diff(id, start, end)
 
-    start, end, differences = drive(work())
+    start, end, differences = drive(place.look(read))
     if as_json:
         print_json(differences)
     else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
@@ -46,6 +46,9 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_LOOKS_MAX = 20
+"""How often a file that changes while it is read is read again: more often than processes come and go."""
 
 _KEY = "holdfast.place"
 TERMINATED = 143
@@ -108,6 +111,26 @@ class Place:
         async with open_reader(target, durable=self.settings()) as hf:
             yield hf
 
+    async def look(self, read: Callable[[Holdfast], Awaitable[T]]) -> T:
+        """Open the ledger for reading, and read.
+
+        A file that nobody has open is read without locks, so somebody may change it meanwhile: then it is
+        read again.
+
+        Raises:
+            StoreError: There is no ledger (`store.missing`), it is not one, or it never kept still.
+        """
+        from holdfast.core.errors import Busy
+
+        for _ in range(_LOOKS_MAX - 1):
+            try:
+                async with self.reading() as hf:
+                    return await read(hf)
+            except Busy:
+                continue
+        async with self.reading() as hf:
+            return await read(hf)
+
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[Holdfast]:
         """Open a ledger that exists for reading and writing.
@@ -115,8 +138,7 @@ class Place:
         Raises:
             StoreError: There is none (`store.missing`), or it is not a ledger.
         """
-        async with self.reading():
-            pass  # opening for writing would make what is missing
+        await self.look(_nothing)  # opening for writing would make what is missing
         async with self.making() as hf:
             yield hf
 
@@ -127,6 +149,10 @@ class Place:
 
         async with holdfast.open(self.target(), durable=self.settings()) as hf:
             yield hf
+
+
+async def _nothing(_: Holdfast) -> None:
+    pass
 
 
 def place_of(context: typer.Context, db: str | None, config: str | None) -> Place:

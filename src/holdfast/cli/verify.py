@@ -21,14 +21,9 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every invariant of the ledger; one line per problem."""
-    from holdfast import VerifyReport
     from holdfast.cli.render import line, print_json
 
-    async def work() -> VerifyReport:
-        async with place.reading() as hf:
-            return await hf.verify(id)
-
-    report = drive(work())
+    report = drive(place.look(lambda hf: hf.verify(id)))
     if as_json:
         print_json(report)
     else:

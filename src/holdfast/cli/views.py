@@ -151,6 +151,7 @@ def _show_journal(start: datetime, entries: Sequence[Any], *, reveal: bool) -> N
         line("the journal is empty", "dim")
         return
     several = len({entry.generation for entry in entries}) > 1
+    origin = {entry.seq: f"generation {entry.generation}" for entry in entries}
     columns = [
         Column("generation", right=True),
         Column("position", keep=True),
@@ -158,7 +159,7 @@ def _show_journal(start: datetime, entries: Sequence[Any], *, reveal: bool) -> N
         Column("effect"),
         Column("entry"),
         Column("try", right=True),
-        Column("from", right=True),
+        Column("carried from"),
         Column("key", keep=True),
         Column("size", right=True, keep=True),
         Column("at", right=True, keep=True),
@@ -171,7 +172,7 @@ def _show_journal(start: datetime, entries: Sequence[Any], *, reveal: bool) -> N
             entry.effect or "",
             _entry(entry),
             str(entry.attempt) if entry.attempt > 1 else "",
-            f"entry {entry.carried_from}" if entry.carried_from else "",
+            origin.get(entry.carried_from, f"entry {entry.carried_from}") if entry.carried_from else "",
             (entry.key_prefix or "", "dim"),
             size(entry.payload_bytes) if entry.payload_bytes else "",
             f"+{duration(entry.at - start)}",

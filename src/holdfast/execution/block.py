@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
+from holdfast.core import points
 from holdfast.execution.doubt import needs_decision
 from holdfast.execution.errors import ExecutionBusy
 from holdfast.execution.flight import Ended, Flight
@@ -47,7 +48,11 @@ async def open_block(engine: Holdfast, request: Request) -> AsyncIterator[Contex
         admitted = await flight.admit()
         run = replay_only(engine, admitted.row) if isinstance(admitted, Ended) else admitted
     except BaseException:
+        if flight.run is not None:
+            engine.flying.discard(flight.run.pk)
         engine.landed(flight)
+        if engine.crashed:
+            raise points.Crashed("the process crashed") from None
         raise
     engine.blocks.add(run)
     token = _scope.set(run.root.bind())
@@ -78,7 +83,7 @@ async def _close(flight: Flight, run: Context, caught: BaseException | None) -> 
     try:
         await flight.conclude(run, run.output, caught)
     except BaseException as end:
-        if caught is None:
+        if caught is None or isinstance(end, points.Crashed):
             raise
         if isinstance(caught, Exception) and not isinstance(end, Exception):
             raise

@@ -127,7 +127,7 @@ class Holdfast:
         self.target = target if target is not None else operate.configured_ledger()
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.metrics = METRICS
-        self.tasks = Tasks()
+        self.tasks, self.audits = Tasks(), Tasks()
         self.read_only = False
         self.flights: dict[str, Flight] = {}
         self.blocks: set[Context] = set()
@@ -198,6 +198,7 @@ class Holdfast:
         if self.config.enabled and not self.crashed:
             await self._rest_all()
         await self.tasks.stop()
+        await self.audits.drain(self.clock, self.config.drain_ms / 1000)
         self.threads.close()
         if self.config.enabled and not self.crashed:
             await self.database.close()
@@ -477,7 +478,7 @@ class Holdfast:
         """Leave a trace of an outcome that came too late, without its payload."""
         self.metrics.late_results.add(1)
         if not self.crashed:
-            self.tasks.spawn(operate.audit_late(self, run, position, spec, key), "holdfast.late_result")
+            self.audits.spawn(operate.audit_late(self, run, position, spec, key), "holdfast.late_result")
 
     # --- looking ---
 
@@ -589,9 +590,7 @@ class Holdfast:
             return await operate.recover(self, frozenset(kinds) if kinds is not None else registered())
 
     async def _recover_round(self) -> None:
-        await operate.supervise(self)
-        await operate.recover(self, registered())
-        await operate.sweep_owners(self)
+        await operate.tend(self, registered())
 
     def fly_recorded(self, id: str, kind: str) -> Flight | None:
         """Fly an execution from its record, unless it is under way here."""

@@ -71,6 +71,7 @@ class Flight:
         """Whether a handle keeps it going although nobody waits."""
         self.created = False
         self.known = False
+        self.crash_looped = False
         self.error: BaseException | None = None
         self.admitted: asyncio.Future[None] | None = None
         self.ended = False
@@ -133,6 +134,7 @@ class Flight:
             self.engine.landed(self)
             self.deliver(value, self._told(error))
             if self.run is not None:
+                self.engine.flying.discard(self.run.pk)
                 self.run.part()
 
     def _told(self, error: BaseException | None) -> BaseException | None:
@@ -277,6 +279,7 @@ class Flight:
         if lock is not None:
             lock.remove()
         if claimed is None or claimed.fence == 0:
+            self.crash_looped = claimed is not None
             return None
         if row.owner_id is not None:
             engine.metrics.recoveries.add(1)
@@ -379,7 +382,7 @@ class Flight:
         if run.leaving is not None:
             run.leaving.cancel()
         if isinstance(error, points.Crashed) or self.engine.crashed:
-            raise error or points.Crashed("the process crashed")
+            raise error if isinstance(error, points.Crashed) else points.Crashed("the process crashed")
         await self._tidy(run, error)
         cause = run.halted if run.halted is not None else error
         match cause:

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -398,17 +399,20 @@ async def recover(engine: Holdfast, kinds: frozenset[str]) -> RecoverReport:
         flight = engine.fly_recorded(row.id, row.kind)
         if flight is None:
             continue
-        try:
+        with contextlib.suppress(Exception):  # what stands against it is delivered to whoever asks for its result
             await flight.departed()
-        except Exception:  # noqa: BLE001 - it is delivered to whoever asks; here only the report counts
-            async with engine.database.read() as tx:
-                now = await journal.get(tx, row.id)
-            if now is not None and (now.status, now.reason) == ("aborted", "crash_loop"):
-                loops.append(row.id)
-            continue
-        if flight.run is not None or flight.ended:
+        if flight.crash_looped:
+            loops.append(row.id)
+        elif flight.run is not None or flight.ended:
             resumed.append(row.id)
     return RecoverReport(tuple(resumed), tuple(unknown), tuple(loops), live)
+
+
+async def tend(engine: Holdfast, kinds: frozenset[str]) -> None:
+    """One round of what an opener that recovers does: end what is over, take over, tidy up."""
+    await supervise(engine)
+    await recover(engine, kinds)
+    await sweep_owners(engine)
 
 
 async def supervise(engine: Holdfast) -> None:
