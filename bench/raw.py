@@ -76,7 +76,7 @@ def _batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 # Names of tables and columns come from our own schema.
 def _journal(columns: Sequence[str]) -> str:
-    return f"SELECT {', '.join(columns)} FROM durable_journal ORDER BY seq"  # noqa: S608
+    return f"SELECT {', '.join(columns)} FROM durable_journal ORDER BY seq"  # noqa: S608 - names of our own
 
 
 def _insertion(table: str, columns: Sequence[str], rows: str) -> str:
@@ -139,7 +139,7 @@ async def _limit_postgres(target: str, batch: int, passes: int, rows_max: int | 
     columns, types = await _columns(connection, "durable_journal")
     rows: Rows = [tuple(row) for row in await connection.fetch(_journal(columns))][:rows_max]
     arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(types, 1))
-    insertion = _insertion("raw_journal", columns, f"SELECT * FROM unnest({arrays})")  # noqa: S608
+    insertion = _insertion("raw_journal", columns, f"SELECT * FROM unnest({arrays})")  # noqa: S608 - names of our own
     batches = [[list(column) for column in zip(*some, strict=True)] for some in _batches(rows, batch)]
     seconds = 0.0
     for _ in range(passes):
@@ -205,7 +205,7 @@ def _cloning(table: str, columns: Sequence[str], *, random: str, series: str) ->
     }
     kept = [column for column in columns if column != "seq"]
     values = ", ".join(as_clone.get(column, str)(column) for column in kept)
-    return _insertion(table, kept, f"SELECT {values} FROM {table}, {series}")  # noqa: S608
+    return _insertion(table, kept, f"SELECT {values} FROM {table}, {series}")  # noqa: S608 - names of our own
 
 
 CASES: dict[str, Case] = {"limit": limit, "one_row": one_row, "grow": grow, "expire": expire}

@@ -61,8 +61,7 @@ __all__ = [
     "uuid",
 ]
 
-CLOSE_S = 60.0
-"""How long `close` waits for the loop's thread to end after the ledger is closed."""
+CLOSE_S = 60.0  # how long `close` waits for the loop's thread to end
 
 
 class _Portal:
@@ -539,7 +538,7 @@ class Context:
     def parallel(self, label: str = "parallel") -> Iterator[Parallel]:
         """Open a block whose steps start at once; its end awaits all.
 
-        Errors that nobody looked at are raised as an ExceptionGroup.
+        Errors nobody looked at are raised as an ExceptionGroup.
         """
         inner = branches.Branch(label, self._inner.scope_here(), "parallel")
         with _entered(inner):

@@ -191,7 +191,7 @@ async def test_a_stored_shape_that_was_altered_never_gives_a_value(stage: Stage,
 
     @holdfast.durable(kind="altered")
     async def program() -> None:
-        got.append(await calls[kind]())  # type: ignore[no-untyped-call]
+        got.append(await calls[kind]())
         await take(9)
 
     await stage.die("outcome.acked", program, id="e", hit=2 if kind in ("step", "branch", "first") else 1)

@@ -511,7 +511,7 @@ async def test_another_event_loop_is_refused(stage: Stage) -> None:
             raised = []
             for call in calls:
                 try:
-                    asyncio.run(call())  # type: ignore[no-untyped-call]
+                    asyncio.run(call())
                 except holdfast.WrongLoop as error:
                     raised.append(error.code)
             return raised

@@ -75,7 +75,7 @@ def misuse(what: str) -> str:
             def elsewhere() -> None:
                 try:
                     double(1)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - raised again below
                     found.append(error)
 
             import contextvars
@@ -142,7 +142,7 @@ def test_a_block_makes_its_steps_in_this_thread(ledger: str) -> None:
         with hf.execution("b", kind="block") as ctx:
             assert ctx.step(step, lambda handle: handle.attempt) == 1
             with ctx.parallel() as parallel:
-                results = [parallel.step(step, lambda handle, n=n: n) for n in (7, 8)]  # type: ignore[misc]
+                results = [parallel.step(step, lambda handle, n=n: n) for n in (7, 8)]
             assert [result.result() for result in results] == [7, 8]
             assert isinstance(ctx.now().year, int)
             ctx.set_output("done")

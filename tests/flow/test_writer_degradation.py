@@ -83,7 +83,7 @@ async def test_a_guarded_effect_is_refused_when_the_writer_stalls(stage: Stage, 
     clock = ManualClock()
     stalled = True
 
-    @holdfast.step(effect=holdfast.exactly_once(kind, on_ambiguous=holdfast.fail()))  # type: ignore[arg-type]
+    @holdfast.step(effect=holdfast.exactly_once(kind, on_ambiguous=holdfast.fail()))
     async def act() -> str:
         stage.outside.happen("act")
         return "done"
@@ -521,7 +521,7 @@ async def test_close_is_idempotent_and_refuses_what_comes_after(stage: Stage, wo
     await hf.close()
     for call in (lambda: hf.run(program, id="e"), lambda: hf.get("e"), lambda: hf.start(program), hf.list, hf.recover):
         with pytest.raises(holdfast.Closed) as raised:
-            await call()  # type: ignore[no-untyped-call]
+            await call()
         assert raised.value.code == "store.closed"
     await hf.open()
     assert await hf.run(program, id="e") == "a"

@@ -54,7 +54,7 @@ def test_a_paid_call_defaults_to_skip_none() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown effect kind"):
-        exactly_once("free")  # type: ignore[arg-type]
+        exactly_once("free")
 
 
 def test_a_skip_value_must_fit_the_result_type() -> None:
@@ -92,7 +92,7 @@ def test_retries_have_limits() -> None:
         {"maximum": timedelta(seconds=-1)},
     ):
         with pytest.raises(ConfigError):
-            Retry(**wrong)  # type: ignore[arg-type]
+            Retry(**wrong)
 
 
 def test_policies_and_classes_have_their_names() -> None:

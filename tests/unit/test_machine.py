@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.execution import machine
-from holdfast.execution.effects import Retry, Verdict, fail, happened, not_happened, reconcile, rerun, rerun_with_key
+from holdfast.execution.effects import (
+    Retry,
+    Verdict,
+    fail,
+    happened,
+    not_happened,
+    reconcile,
+    rerun,
+    rerun_with_key,
+    unknown,
+)
 from holdfast.execution.effects import skip as skip_policy
-from holdfast.execution.effects import unknown
 from holdfast.execution.machine import (
     FAILED,
     OPENED,
@@ -37,7 +46,9 @@ from holdfast.execution.machine import (
 )
 
 
-def record(part: int, attempt: int = 1, outcome: str | None = None, *, due_at: int | None = None, seq: int = 1) -> Record:
+def record(
+    part: int, attempt: int = 1, outcome: str | None = None, *, due_at: int | None = None, seq: int = 1
+) -> Record:
     return Record(
         idx=0, part=part, attempt=attempt, shape=b"s", outcome=outcome, payload=None, kind="step", name="pay",
         effect="exactly_once", effect_kind="money", policy="fail", key=b"k", carried_from=None, due_at=due_at, seq=seq,
@@ -141,7 +152,7 @@ def test_the_order_of_records_does_not_matter(records: list[Record], shuffle: ob
     unique = {(r.part, r.attempt): r for r in records if r.part != OUTCOME}
     records = [*unique.values(), *outcomes[:1]]
     shuffled = records.copy()
-    shuffle.shuffle(shuffled)  # type: ignore[attr-defined]
+    shuffle.shuffle(shuffled)
     assert machine.judge(records) == machine.judge(shuffled)
 
 
@@ -155,7 +166,7 @@ def test_attempts_and_reruns_are_counted_from_the_records() -> None:
 
 
 def resolve(policy: object, reruns: int = 0, verdict: Verdict | None = None) -> object:
-    return machine.resolve(policy, reruns=reruns, reruns_max=2, verdict=verdict)  # type: ignore[arg-type]
+    return machine.resolve(policy, reruns=reruns, reruns_max=2, verdict=verdict)
 
 
 def test_skip_never_runs_again() -> None:

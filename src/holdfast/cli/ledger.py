@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from holdfast import DurableConfig, Holdfast
 
-__all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "drive", "place_of", "placed"]
+__all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "Terminated", "drive", "place_of", "placed"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,7 +51,10 @@ _LOOKS_MAX = 20
 """How often a file that changes while it is read is read again: more often than processes come and go."""
 
 _KEY = "holdfast.place"
-TERMINATED = 143
+
+
+class Terminated(Exception):
+    """The process was sent SIGTERM, and has released what it ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,9 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     """Run the asynchronous part of a command.
 
     SIGTERM, like Ctrl-C, cancels it, so that what it runs is released for the next one.
+
+    Raises:
+        Terminated: SIGTERM came.
     """
     import asyncio
     import logging
@@ -216,7 +222,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(run())
     except asyncio.CancelledError:
         if terminated:
-            raise typer.Exit(TERMINATED) from None
+            raise Terminated from None
         raise
 
 

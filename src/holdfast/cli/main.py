@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -38,7 +39,7 @@ else:
 __all__ = ["invoke", "main"]
 
 OK, NO, USAGE, UNREADABLE = 0, 1, 2, 3
-INTERRUPTED, READER_GONE = 130, 141
+INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143
 
 # What a code means for whoever called the program; the longest prefix wins.
 _EXIT_CODES = {
@@ -59,6 +60,10 @@ def main() -> NoReturn:
     if code == READER_GONE:
         # What is still buffered has no reader; flushing it at the end of the interpreter would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code in (INTERRUPTED, TERMINATED) and threading.active_count() > 1:
+        # A plain function's thread cannot be stopped, and the interpreter would wait for it. The ledger is closed.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -67,6 +72,7 @@ def invoke(arguments: Sequence[str]) -> int:
     if _missing:
         sys.stderr.write(f"error: the command line needs {_missing}\nhint: pip install 'holdfast[cli]'\n")
         return USAGE
+    from holdfast.cli.ledger import Terminated
     from holdfast.cli.render import complain
     from holdfast.core.errors import HoldfastError
 
@@ -90,6 +96,8 @@ def invoke(arguments: Sequence[str]) -> int:
         raise
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
     return answer if isinstance(answer, int) else OK
 
 

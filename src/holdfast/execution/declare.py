@@ -172,11 +172,11 @@ class Durable(Generic[P, R]):
             for name, parameter in self.signature.signature.parameters.items():
                 hint = hints.get(name, Any)
                 if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                    hint = list[hint]  # type: ignore[valid-type]
+                    hint = list[hint]  # type: ignore[valid-type]  # a type made at run time
                 elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    hint = dict[str, hint]  # type: ignore[valid-type]
+                    hint = dict[str, hint]  # type: ignore[valid-type]  # a type made at run time
                 fields[name] = hint
-            arguments = TypedDict("Arguments", fields, total=False)  # type: ignore[misc]
+            arguments = TypedDict("Arguments", fields, total=False)  # type: ignore[misc]  # a type made at run time
             self._codecs = Codec(arguments), codec(hints.get("return", ...))
         return self._codecs
 
@@ -230,7 +230,7 @@ class _DurableDecorator:
         self.raises = raises
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> AsyncDurable[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> AsyncDurable[P, R]: ...  # type: ignore[overload-overlap]  # the first one wins
     @overload
     def __call__(self, fn: Callable[P, R]) -> PlainDurable[P, R]: ...
     def __call__(self, fn: Callable[..., Any]) -> Any:
@@ -543,7 +543,7 @@ class _StepDecorator:
         self.spill = spill
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> Step[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> Step[P, R]: ...  # type: ignore[overload-overlap]  # the first one wins
     @overload
     def __call__(self, fn: Callable[P, R]) -> PlainStep[P, R]: ...
     def __call__(self, fn: Callable[..., Any]) -> Any:

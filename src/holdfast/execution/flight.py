@@ -360,7 +360,7 @@ class Flight:
         run.program = self.task
         try:
             return await fn.fn(*args, **kwargs), None
-        except BaseException as error:  # noqa: BLE001 - `conclude` decides what it means
+        except BaseException as error:  # noqa: BLE001 - conclude decides what it means
             return None, error
         finally:
             _scope.reset(token)

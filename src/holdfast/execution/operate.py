@@ -304,7 +304,7 @@ async def _apply(
         part = machine.FAILED
     statement, values = journal.entry(
         (row.pk, row.fence), row.generation, now, *place, part, opened.attempt, opened.kind, opened.name,
-        opened.shape, effect=opened.effect, effect_kind=opened.effect_kind, key=opened.key, **fields,  # type: ignore[arg-type]
+        opened.shape, effect=opened.effect, effect_kind=opened.effect_kind, key=opened.key, **fields,  # type: ignore[arg-type]  # the columns of the row
     )  # fmt: skip
     await tx.run(statement, [values])
 

@@ -283,7 +283,7 @@ async def _entry(tx: Tx, row: Row, *, reveal: bool) -> Entry:
         kind=row.kind,
         name=row.name,
         effect=row.effect,
-        part=_PARTS[row.part],  # type: ignore[arg-type]
+        part=_PARTS[row.part],  # type: ignore[arg-type]  # the columns of the row
         attempt=row.attempt,
         outcome=row.outcome,
         carried_from=row.carried_from,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from holdfast.core.errors import ConfigError, StoreError
+from holdfast.core.errors import Closed, ConfigError, StoreError
 from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Row
 from holdfast.store.home import leak
@@ -78,6 +78,7 @@ class Connector:
         self._edge = Edge(label)
         self._session = statements["ledger.session"]
         self._links: set[Link] = set()
+        self._cut = False
 
     async def connect(self, settings: Mapping[str, str] | None = None) -> Link:
         """Open a connection.
@@ -103,6 +104,8 @@ class Connector:
                 found = await connection.fetchrow(self._session.text, list(wanted), list(wanted.values()))
             session = self._session.row(found)
             self._check(session)
+            if self._cut:
+                raise Closed(f"{self._label} is closed", "open it again")  # noqa: TRY301 - one way out for whatever stands against the connection
         except BaseException:
             connection.terminate()
             raise
@@ -122,7 +125,8 @@ class Connector:
                 link.connection.terminate()
 
     def terminate(self) -> None:
-        """Cut every connection, as the end of the process would."""
+        """Cut every connection, as the end of the process would, and those on their way."""
+        self._cut = True
         for link in list(self._links):
             link.connection.terminate()
 

@@ -313,7 +313,7 @@ class Writer:
             landed = self._committer.commit(batch)
         except points.Crashed:
             return  # everything has been dropped already, as a crash would
-        except Exception as error:  # noqa: BLE001 - `_land` sorts every failure
+        except Exception as error:  # noqa: BLE001 - _land sorts every failure
             self._land(batch, error)
         else:
             if landed:

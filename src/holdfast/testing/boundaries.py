@@ -43,7 +43,7 @@ class Boundaries:
         self._dies_at = dies_at
         database = hf.database
         hf.database = database.owner._database = _Database(database, self)  # noqa: SLF001 - a seam for tests
-        database.writer._committer = _Committer(database, self)  # noqa: SLF001
+        database.writer._committer = _Committer(database, self)  # noqa: SLF001 - it stands between the parts of the store
 
     def reach(self, boundary: str) -> None:
         """Pass a boundary.
@@ -141,7 +141,7 @@ class _Committer:
                 return
             tell(batch, error)
 
-        batch._landed = landed  # noqa: SLF001
+        batch._landed = landed  # noqa: SLF001 - it stands between the parts of the store
         done: bool = self._database.commit(batch)
         if done:
             self._boundaries.reach("after batch")
