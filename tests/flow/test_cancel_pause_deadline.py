@@ -96,7 +96,7 @@ async def test_what_cancel_answers(stage: Stage) -> None:
         assert await hf.cancel("left") == holdfast.AlreadyTerminal("canceled")
         assert (await events(hf, "left")).count("cancel") == 1
         assert (await hf.verify()).ok
-    assert stage.outside.lines() == ["work 0", "work 0"]
+    assert stage.outside.count("work 0") == 2
 
 
 async def test_a_canceled_execution_stays_canceled(stage: Stage) -> None:

@@ -14,6 +14,7 @@ from tests.flow.commandline import ROOT, SHOP, ask, command, start, tell
 import holdfast
 from holdfast.cli import render
 from holdfast.cli.ledger import Place
+from holdfast.cli.main import exit_code
 
 COMMANDS = (
     ("run",),
@@ -321,3 +322,29 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(db: Path) -> N
 
     assert await Place(db=str(db)).look(read) == "completed"
     assert reads == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (holdfast.ConfigError("x"), 2),
+        (holdfast.ConfigError("x", code="config.unknown_key"), 2),
+        (holdfast.LimitError("x", limit="x", maximum=1, actual=2), 2),
+        (holdfast.CodecError("x", code="codec.cursor"), 2),
+        (holdfast.DurabilityDisabled("x"), 2),
+        (holdfast.AmbiguityPolicyRequired("x", step="x"), 2),
+        (holdfast.UnknownKind("x"), 2),
+        (holdfast.UnknownExecution("x"), 1),
+        (holdfast.NoDecisionOpen("x"), 1),
+        (holdfast.ExecutionFinished("x", status="completed"), 1),
+        (holdfast.IntegrityError("x", execution_id="x", table="x", row="x"), 1),
+        (holdfast.JournalUnavailable("x"), 1),
+        (holdfast.StoreError("x", code="store.missing"), 3),
+        (holdfast.SchemaMismatch("x"), 3),
+        (holdfast.Unavailable("x"), 3),
+        (holdfast.CodecError("x"), 3),
+    ],
+    ids=lambda value: value.code if isinstance(value, holdfast.HoldfastError) else "",
+)
+def test_what_an_error_means_for_whoever_called(error: holdfast.HoldfastError, code: int) -> None:
+    assert exit_code(error) == code

@@ -60,7 +60,7 @@ TRANSITIONS: dict[str, frozenset[str]] = {
         {"running", "pending", "waiting", "needs_decision", "completed", "failed", "aborted", "canceled"}
     ),
     "waiting": frozenset({"running", "pending", "waiting", "needs_decision", "failed", "aborted", "canceled"}),
-    "needs_decision": frozenset({"pending", "aborted", "canceled"}),
+    "needs_decision": frozenset({"pending", "waiting", "aborted", "canceled"}),
     "failed": frozenset({"pending", "running"}),
     "aborted": frozenset({"pending", "running"}),
     "completed": frozenset(),

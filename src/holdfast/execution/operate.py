@@ -467,16 +467,10 @@ async def heed_requests(engine: Holdfast) -> None:
     """Act on requests that operators left for executions of this process."""
     async with engine.database.read() as tx:
         rows = await tx.all("executions.requests", owner_id=engine.database.owner.id)
-    now = engine.clock.now()
     for row in rows:
         flight = engine.flights.get(row.id)
-        run = flight.run if flight is not None else None
-        if run is None:
-            continue
-        run.requested(row.request)
-        late = now - row.request_at >= engine.config.cancel_grace_ms * 1000
-        if late and flight is not None and flight.task is not None and row.request.startswith("cancel"):
-            flight.task.cancel()
+        if flight is not None and flight.run is not None:
+            flight.run.requested(row.request)
 
 
 async def audit_late(engine: Holdfast, run: Run, position: str, spec: StepDescriptor, key: bytes) -> None:

@@ -338,6 +338,7 @@ class StepCall:
                 self.stopped(handle, error)
                 raise
             else:
+                handle.task = None  # it has happened: no cancellation may come between it and its record
                 return await self.record(*self.encoded(value, attempt, handle))
             finally:
                 run.ended(handle)
