@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.flow.tamper import change, is_postgres, look
+from tests.flow.tamper import change, is_postgres, look, until
 from tests.stage import Stage
 
 import holdfast
@@ -65,9 +65,10 @@ async def furnish(stage: Stage) -> None:
     await stage.die("finish.queued", done, id="done")
     whats[0] = "changed"
     async with stage.open() as hf:
-        with pytest.raises(holdfast.NeedsDecision):
+        with pytest.raises(holdfast.NeedsDecision) as asked:
             await hf.run(done, id="done")
-        await hf.decide("done", "2.1", holdfast.not_happened(), by="ann")
+        for position in asked.value.positions:
+            await hf.decide("done", position, holdfast.not_happened(), by="ann")
         await hf.run(done, id="done")
         with pytest.raises(holdfast.NeedsDecision):
             await hf.run(doubtful, id="doubt")
@@ -96,10 +97,22 @@ async def test_a_ledger_of_every_state_is_sound(stage: Stage) -> None:
             await hf.verify("nobody")
 
 
-PK = "(SELECT pk FROM durable_executions WHERE id = '{}')"
+WORDS = {
+    "{done}": "(SELECT pk FROM durable_executions WHERE id = 'done')",
+    "{failed}": "(SELECT pk FROM durable_executions WHERE id = 'failed')",
+}
+
+
+def fill(target: str, statement: str) -> str:
+    """Put the words of the database into a statement."""
+    garbage = r"'\xc1c1c1'" if is_postgres(target) else "x'c1c1c1'"
+    for word, meaning in {**WORDS, "{garbage}": garbage}.items():
+        statement = statement.replace(word, meaning)
+    return statement
+
 
 BROKEN: dict[str, tuple[str, str, str]] = {
-    # What was done: (statement, table that is named, code)
+    # What was done: the statement, the table that is named, the code.
     "status changed": (
         "UPDATE durable_executions SET status = 'running', finished_at = NULL WHERE id = 'done'",
         "durable_executions", "status",
@@ -112,18 +125,20 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "UPDATE durable_executions SET generation = 3 WHERE id = 'done'", "durable_generations", "generations",
     ),
     "fence turned back": ("UPDATE durable_executions SET fence = 0 WHERE id = 'done'", "durable_journal", "fence"),
-    "generation missing": ("DELETE FROM durable_generations WHERE generation = 1", "durable_generations", "generations"),
+    "generation missing": (
+        "DELETE FROM durable_generations WHERE generation = 1", "durable_generations", "generations",
+    ),
     "generation of nobody": (
         "INSERT INTO durable_generations (execution_pk, generation, chapter, cause, opened_at) "
         "VALUES (999999, 1, 0, 'start', 0)",
         "durable_generations", "reference",
     ),
     "trail missing": (
-        f"DELETE FROM durable_trail WHERE execution_pk = {PK.format('failed')} AND status = 'failed'",
+        "DELETE FROM durable_trail WHERE execution_pk = {failed} AND status = 'failed'",
         "durable_executions", "status",
     ),
     "trail jumped": (
-        f"UPDATE durable_trail SET status = 'completed' WHERE execution_pk = {PK.format('done')} "
+        "UPDATE durable_trail SET status = 'completed' WHERE execution_pk = {done} "
         "AND status = 'needs_decision'",
         "durable_trail", "transition",
     ),
@@ -148,18 +163,20 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     ),
     "branch missing": ("DELETE FROM durable_journal WHERE kind = 'branch'", "durable_journal", "reference"),
     "entry of no generation": (
-        "UPDATE durable_journal SET generation = 7 WHERE kind = 'now' AND generation = 2", "durable_journal", "reference",
+        "UPDATE durable_journal SET generation = 7 WHERE kind = 'now' AND generation = 2",
+        "durable_journal", "reference",
     ),
     "entry of nobody": (
-        f"UPDATE durable_journal SET execution_pk = 999999 WHERE execution_pk = {PK.format('failed')}",
+        "UPDATE durable_journal SET execution_pk = 999999 WHERE execution_pk = {failed}",
         "durable_journal", "reference",
     ),
     "carried from nowhere": (
-        "UPDATE durable_journal SET carried_from = 999999 WHERE carried_from IS NOT NULL", "durable_journal", "reference",
+        "UPDATE durable_journal SET carried_from = 999999 WHERE carried_from IS NOT NULL",
+        "durable_journal", "reference",
     ),
     "decision open at the end": (
-        f"INSERT INTO durable_decisions (execution_pk, generation, position, reason, key, opened_at) "
-        f"VALUES ({PK.format('done')}, 2, '2.1', 'ambiguous', {{garbage}}, 0)",
+        "INSERT INTO durable_decisions (execution_pk, generation, position, reason, key, opened_at) "
+        "VALUES ({done}, 2, '2.1', 'ambiguous', {garbage}, 0)",
         "durable_decisions", "decision",
     ),
     "decision of nobody": (
@@ -178,9 +195,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
 async def test_a_broken_row_is_named(stage: Stage, case: str) -> None:
     """DX-85."""
     statement, table, code = BROKEN[case]
-    garbage = r"'\xc1c1c1'" if is_postgres(stage.target) else "x'c1c1c1'"
     await furnish(stage)
-    await change(stage.target, statement.replace("{garbage}", garbage))
+    await change(stage.target, fill(stage.target, statement))
     async with stage.open() as hf:
         report = await hf.verify()
     assert not report.ok
@@ -202,7 +218,15 @@ async def test_problems_name_their_execution_and_leave_others_alone(stage: Stage
         assert not (await hf.verify("done")).ok
 
 
-@pytest.mark.parametrize("what", ["input", "output", "outcome", "shape", "spilled"])
+GARBLED = {
+    "output": "UPDATE durable_executions SET output = {garbage}",
+    "outcome": "UPDATE durable_journal SET payload = {garbage}",
+    "shape": "UPDATE durable_journal SET shape = {garbage}",
+    "spilled": "UPDATE durable_blobs SET bytes = {garbage}",
+}
+
+
+@pytest.mark.parametrize("what", GARBLED)
 async def test_a_corrupt_row_gives_an_error_and_never_a_value(stage: Stage, what: str) -> None:
     """DA-35, DX-83: what is stored is checked when it is read."""
     ran: list[str] = []
@@ -224,20 +248,36 @@ async def test_a_corrupt_row_gives_an_error_and_never_a_value(stage: Stage, what
         await stage.run(program, size, id="e")
     else:
         await stage.die("step.positioned", program, size, id="e", hit=2)
-    garbage = r"'\xc1c1c1'" if is_postgres(stage.target) else "x'c1c1c1'"
-    column = {
-        "input": "durable_executions SET input =", "output": "durable_executions SET output =",
-        "outcome": "durable_journal SET payload =", "shape": "durable_journal SET shape =",
-        "spilled": "durable_blobs SET bytes =",
-    }[what]  # fmt: skip
-    await change(stage.target, f"UPDATE {column} {garbage}")
+    await change(stage.target, fill(stage.target, GARBLED[what]))
     ran.clear()
     async with stage.open() as hf:
         with pytest.raises(HoldfastError) as raised:
-            if what == "input":
-                (await hf.recover()).resumed  # noqa: B018 - what matters is how it ends
-                await hf.handle("e").result()
-            else:
-                await hf.run(program, size, id="e", on_divergence="raise")
+            await hf.run(program, size, id="e", on_divergence="raise")
         assert raised.value.code
     assert not [each for each in ran if each.startswith("value")]
+
+
+async def test_an_input_that_cannot_be_read_runs_nothing_and_ends_nothing(stage: Stage) -> None:
+    ran: list[str] = []
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def send() -> None:
+        return None
+
+    @holdfast.durable(kind="corrupted.input")
+    async def program(size: int) -> None:
+        ran.append("program")
+        await send()
+
+    await stage.die("effect.returned", program, 1, id="e")
+    await change(stage.target, fill(stage.target, "UPDATE durable_executions SET input = {garbage}"))
+    ran.clear()
+    async with stage.open() as hf:
+        await hf.recover()
+        await until(lambda: "e" not in hf.flights)
+        found = await hf.get("e")
+        assert found is not None
+        assert (found.status, found.owner) == ("pending", None)
+        assert ran == []
+        await hf.run(program, 1, id="e")
+    assert ran == ["program"]

@@ -89,6 +89,10 @@ class Flight:
 
     async def result(self) -> Any:
         """Wait for the end; the last waiter that is cancelled cancels it, unless a handle keeps it."""
+        if self.ended:
+            if self.error is not None:
+                raise self.error
+            return self.output
         waiter: asyncio.Future[Any] = self.engine.loop.create_future()
         self.waiters.add(waiter)
         try:
@@ -104,7 +108,7 @@ class Flight:
     def deliver(self, value: Any, error: BaseException | None) -> None:
         """Tell everybody who waits."""
         self.ended = True
-        self.error = error
+        self.output, self.error = value, error
         admitted = self.admitted
         if admitted is not None and not admitted.done():
             if error is None:
@@ -487,7 +491,7 @@ class Flight:
         failure = Failure.of(error, 1, raises, self.engine.config, positions=positions)
         if await run.root.ahead_of(run.root.counter) is not None:
             run.audit("early_failure", detail={"type": failure.error_type})
-        await self._settle(run, "failed", None, failure=failure.encode())
+        await self._settle(run, "failed", failure.error_type, failure=failure.encode())
         if failure.args is not None or fn is None:
             raise error
         raise failed(run.id, failure) from error
@@ -536,7 +540,7 @@ class Flight:
         count = sum(each.chapter == run.chapter for each in opened)
         restart = self.request.on_divergence == "restart"
         now = run.clock.now()
-        detail = {"stored": cause.stored and list(cause.stored), "asked": cause.asked and list(cause.asked)}
+        detail = {"stored": machine.shown(cause.stored), "asked": machine.shown(cause.asked)}
         rows: journal.Rows = [
             ("generations.close", (now, "diverged", cause.report, run.pk, run.generation)),
             run.audit_row("divergence", position=cause.position, detail=detail),

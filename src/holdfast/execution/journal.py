@@ -111,10 +111,9 @@ def audit_row(  # noqa: PLR0913 - the columns of the row
         text = json.dumps(detail, sort_keys=True, default=str)
         if len(text) > 4096:
             text = json.dumps({"truncated": text[:3900]})
-    audit_log.warning(
-        "%s execution=%s generation=%d position=%s effect=%s key=%s policy=%s actor=%s",
-        event, id, generation, position, effect, prefix, policy, actor,
-    )  # fmt: skip
+    said = {"position": position, "effect": effect, "key": prefix, "policy": policy, "actor": actor}
+    more = "".join(f" {name}={value}" for name, value in said.items() if value is not None)
+    audit_log.warning("%s execution=%s generation=%d%s", event, id, generation, more)
     return "audit.add", (id, at, generation, position, event, effect, prefix, policy, actor, text)
 
 

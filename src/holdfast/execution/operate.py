@@ -22,6 +22,7 @@ from holdfast.core.config import config_path, ledger_target
 from holdfast.core.errors import Closed, ConfigError, LimitError, StoreError
 from holdfast.execution import journal, keys, machine
 from holdfast.execution.claims import owner_alive
+from holdfast.execution.doubt import needs_decision
 from holdfast.execution.errors import ExecutionFinished, NoDecisionOpen
 from holdfast.execution.payloads import Failure
 from holdfast.store.owners import Alive, Dead, probe
@@ -343,6 +344,10 @@ async def watch(engine: Holdfast, id: str, fn: Durable[..., Any] | None) -> Any:
 
                 return decode(row.output)
             return ended.value
+        if row.status == "needs_decision":
+            async with engine.database.read() as tx:
+                waiting = await journal.open_decisions(tx, row.pk)
+            raise needs_decision(id, tuple(each.position for each in waiting) or ("?",))
         if engine.closing or engine.crashed:
             raise Closed("the ledger was closed while a result was awaited", "open it again")
         await engine.database.wait(f"execution:{id}", engine.config.poll_ms / 1000)
