@@ -105,6 +105,37 @@ async def paying(folder: str) -> str:
     return await pay(folder)
 
 
+@holdfast.step(effect=holdfast.exactly_once("cost_bearing"))
+async def ask(folder: str, prompt: str) -> str:
+    """Make a paid call."""
+    Outside(Path(folder) / "outside").happen("paid", prompt)
+    return f"answer to {prompt}"
+
+
+@holdfast.step(effect=holdfast.at_least_once())
+async def tell(folder: str, text: str) -> None:
+    """Put something out."""
+    Outside(Path(folder) / "outside").happen("told", text)
+
+
+@holdfast.durable(kind="agent.turn")
+async def turn(folder: str, prompt: str) -> str:
+    """Answer a prompt, with a paid call and output on the way."""
+    answer = await ask(folder, prompt)
+    await tell(folder, answer)
+    await gate("told")
+    closing = await ask(folder, f"closing of {prompt}")
+    await tell(folder, closing)
+    return f"{answer}, {closing}"
+
+
+async def converse(target: str, folder: str, config: str, id: str, prompt: str) -> None:
+    """Take one turn, and wait in the middle of it."""
+    gate.shut = True
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf:
+        say(await hf.run(turn, folder, prompt, id=id))
+
+
 KINDS = {each.kind: each for each in (agent, dawdling, paying)}
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.core import trace
+from holdfast.core.codec import decode
+from holdfast.core.errors import CodecError
 from holdfast.execution import journal, keys, machine
 from holdfast.execution.errors import IntegrityError
 from holdfast.execution.payloads import SPILLED, read_spilled
@@ -90,11 +92,8 @@ async def _verify(engine: Holdfast, id: str | None) -> VerifyReport:
 
 async def _orphans(engine: Holdfast) -> list[Problem]:
     async with engine.database.read() as tx:
-        rows = await tx.all("journal.orphans", after=0, most=_BATCH)
-    return [
-        Problem("", "durable_journal", str(row.seq), "reference", f"belongs to no execution (pk {row.execution_pk})")
-        for row in rows
-    ]
+        rows = await tx.all("executions.strays", most=_BATCH)
+    return [Problem("", row.place, row.name, "reference", f"belongs to no execution (pk {row.pk})") for row in rows]
 
 
 async def _execution(tx: Tx, row: Row) -> list[Problem]:
@@ -121,6 +120,7 @@ def _check_entries(row: Row, entries: Sequence[Row]) -> Iterator[Found]:
     seen: set[tuple[object, ...]] = set()
     intents: set[tuple[object, ...]] = set()
     shapes: dict[tuple[object, ...], bytes] = {}
+    known = {entry.seq for entry in entries}
     for entry in entries:
         place = (entry.generation, entry.scope, entry.idx)
         where = f"at {keys.position(entry.scope, entry.idx)} of generation {entry.generation}" if entry.idx >= 0 else ""
@@ -138,12 +138,22 @@ def _check_entries(row: Row, entries: Sequence[Row]) -> Iterator[Found]:
             yield table, name, "intent", f"an exactly_once outcome without an intent {where}"
         if entry.kind == "step" and entry.part == machine.OUTCOME and not _payload_fits(entry):
             yield table, name, "payload", f"outcome {entry.outcome!r} with the wrong kind of payload {where}"
+        if entry.carried_from is not None and entry.carried_from not in known:
+            yield table, name, "reference", f"carried from entry {entry.carried_from}, which is not there"
         if entry.fence > row.fence:
             yield table, name, "fence", f"written under fence {entry.fence}, the execution is at {row.fence}"
 
 
 def _payload_fits(entry: Row) -> bool:
-    return entry.outcome in ("value", "assumed", "failed", "no_value") and entry.payload is not None
+    if entry.outcome not in ("value", "assumed", "failed", "no_value") or entry.payload is None:
+        return False
+    if entry.payload[:1] == bytes([SPILLED]):
+        return True
+    try:
+        decode(entry.payload)
+    except CodecError:
+        return False
+    return True
 
 
 def _check_trail(row: Row, trail: Sequence[Row]) -> Iterator[Found]:

@@ -273,11 +273,21 @@ FROM durable_journal
 WHERE execution_pk = $1::bigint AND ($2::integer IS NULL OR generation = $2::integer) AND seq > $3::bigint
 ORDER BY seq LIMIT $4::bigint
 
--- name: journal.orphans(after, most)
--- columns: seq, execution_pk
-SELECT j.seq, j.execution_pk FROM durable_journal j
-WHERE j.seq > $1::bigint AND NOT EXISTS (SELECT 1 FROM durable_executions e WHERE e.pk = j.execution_pk)
-ORDER BY j.seq LIMIT $2::bigint
+-- name: executions.strays(most)
+-- columns: place, name, pk
+-- Rows of every table that belong to no execution.
+SELECT s.place, s.name, s.pk
+FROM (SELECT 'durable_journal' AS place, CAST(seq AS text) AS name, execution_pk AS pk FROM durable_journal
+      UNION ALL
+      SELECT 'durable_generations', CAST(generation AS text), execution_pk FROM durable_generations
+      UNION ALL
+      SELECT 'durable_trail', CAST(seq AS text), execution_pk FROM durable_trail
+      UNION ALL
+      SELECT 'durable_decisions', position, execution_pk FROM durable_decisions
+      UNION ALL
+      SELECT 'durable_blobs', CAST(blob_pk AS text), execution_pk FROM durable_blobs) s
+WHERE NOT EXISTS (SELECT 1 FROM durable_executions e WHERE e.pk = s.pk)
+ORDER BY s.place, s.name LIMIT $1::bigint
 
 -- name: journal.rearm(seq)
 -- A failed or lost outcome becomes a failed attempt, so that the next one may run.

@@ -254,11 +254,21 @@ FROM durable_journal
 WHERE execution_pk = :execution_pk AND (:generation IS NULL OR generation = :generation) AND seq > :after
 ORDER BY seq LIMIT :most
 
--- name: journal.orphans(after, most)
--- columns: seq, execution_pk
-SELECT j.seq, j.execution_pk FROM durable_journal j
-WHERE j.seq > :after AND NOT EXISTS (SELECT 1 FROM durable_executions e WHERE e.pk = j.execution_pk)
-ORDER BY j.seq LIMIT :most
+-- name: executions.strays(most)
+-- columns: place, name, pk
+-- Rows of every table that belong to no execution.
+SELECT s.place, s.name, s.pk
+FROM (SELECT 'durable_journal' AS place, CAST(seq AS TEXT) AS name, execution_pk AS pk FROM durable_journal
+      UNION ALL
+      SELECT 'durable_generations', CAST(generation AS TEXT), execution_pk FROM durable_generations
+      UNION ALL
+      SELECT 'durable_trail', CAST(seq AS TEXT), execution_pk FROM durable_trail
+      UNION ALL
+      SELECT 'durable_decisions', position, execution_pk FROM durable_decisions
+      UNION ALL
+      SELECT 'durable_blobs', CAST(blob_pk AS TEXT), execution_pk FROM durable_blobs) s
+WHERE NOT EXISTS (SELECT 1 FROM durable_executions e WHERE e.pk = s.pk)
+ORDER BY s.place, s.name LIMIT :most
 
 -- name: journal.rearm(seq)
 -- A failed or lost outcome becomes a failed attempt, so that the next one may run.
