@@ -18,9 +18,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.stage import Outside, Stage
 
 import holdfast
+from holdfast.testing import Crashed, crash
 
 Drive = Callable[[holdfast.Holdfast, str], Awaitable[Any]]
 
@@ -267,14 +269,16 @@ class Journey:
     Attributes:
         drive: Goes it, or what is left of it.
         effects: Which effects take place on the way: step, argument, and how often at least.
-        prepare: What went before, in another life.
+        before: Where an earlier life died, and at which pass; None: there was none.
+        version: Of the program that earlier life ran.
         generations: How many passes an uninterrupted one has.
         config: The settings it needs.
     """
 
     drive: Drive
     effects: tuple[tuple[str, int], ...]
-    prepare: Callable[[Stage, str], Awaitable[None]] | None = None
+    before: tuple[str, int] | None = None
+    version: int = 2
     generations: int = 1
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -290,11 +294,14 @@ async def _drive_divergence(hf: holdfast.Holdfast, id: str) -> Any:
     return await arrive(hf, diverges.bind(id), id)
 
 
-async def _first_version(stage: Stage, id: str) -> None:
-    """Let the first version get as far as its second payment."""
-    _versions[id] = 1
-    await stage.die("outcome.acked", diverges, id, id=id, hit=3)
-    _versions[id] = 2
+async def live_before(hf: holdfast.Holdfast, journey: Journey, id: str) -> None:
+    """Be the earlier life of a journey, in the ledger of a process that dies of it."""
+    assert journey.before is not None
+    point, hit = journey.before
+    _versions[id] = journey.version
+    with crash(point, hit, "raise"), pytest.raises(Crashed):
+        await journey.drive(hf, id)
+    del _versions[id]
 
 
 async def _drive_block(hf: holdfast.Holdfast, id: str) -> Any:
@@ -302,16 +309,6 @@ async def _drive_block(hf: holdfast.Holdfast, id: str) -> Any:
         found = [await send(1), await pay["reconcile"](2), await pay["rerun"](3)]
         context.set_output(found)
     return found
-
-
-async def _half_way(stage: Stage, id: str) -> None:
-    """Die in the middle of a payment."""
-    await stage.die("effect.returned", guarded, "rerun_with_key", id=id, hit=2)
-
-
-async def _failed_before(stage: Stage, id: str) -> None:
-    """Leave a decision open."""
-    await stage.die("effect.returned", guarded, "fail", id=id, hit=2)
 
 
 _GUARDED = (("send", 1), ("look", 4))
@@ -325,7 +322,7 @@ JOURNEYS: dict[str, Journey] = {
     "retries": Journey(_calling(retries.bind()), (("flaky", 1), ("rerun", 2), ("send", 3))),
     "divergence": Journey(
         _drive_divergence, (("send", 1), ("reconcile", 2), ("send", 9), ("rerun_with_key", 3), ("look", 4)),
-        prepare=_first_version, generations=2,
+        before=("outcome.acked", 3), version=1, generations=2,
     ),
     "parallel": Journey(
         _calling(parallel.bind()), (("send", 0), ("reconcile", 0), ("skip", 0), ("fail", 0), ("look", 1))
@@ -339,10 +336,10 @@ JOURNEYS: dict[str, Journey] = {
     "decisions": Journey(_calling(decisions.bind()), (("send", 1), ("fail", 2), ("doubtful", 3), ("look", 4))),
     "takeover": Journey(
         _calling(guarded.bind("rerun_with_key")), (*_GUARDED, ("rerun_with_key", 2), ("rerun_with_key", 3)),
-        prepare=_half_way,
+        before=("effect.returned", 2),
     ),
     "decision after takeover": Journey(
-        _calling(guarded.bind("fail")), (*_GUARDED, ("fail", 2), ("fail", 3)), prepare=_failed_before
+        _calling(guarded.bind("fail")), (*_GUARDED, ("fail", 2), ("fail", 3)), before=("effect.returned", 2)
     ),
     "values": Journey(_calling(values.bind()), (("saw", 0),)),
     "chapters": Journey(_calling(chapters.bind(1)), (("send", 1), ("send", 2), ("send", 3)), generations=3),

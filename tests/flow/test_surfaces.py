@@ -23,7 +23,7 @@ from tests.stage import Stage
 import holdfast
 from holdfast.core import trace
 from holdfast.execution.engine import open_reader
-from holdfast.testing import ManualClock, WriterFaults
+from holdfast.testing import Crashed, ManualClock, WriterFaults, crash
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -429,10 +429,21 @@ async def test_steps_are_counted_by_class_and_outcome(stage: Stage) -> None:
         with pytest.raises(holdfast.StepFailed):
             await act("bad")
 
-    values, failures = total("at_least_once", "value"), total("at_least_once", "failed")
+        if crashing:
+            with crash("step.looked_up", action="raise"):
+                await act("c")
+
+    before = {outcome: total("at_least_once", outcome) for outcome in ("live", "replayed", "failed")}
+    crashing = True
+    async with stage.open() as hf:
+        with pytest.raises(Crashed):
+            await hf.run(program, id="e")
+    crashing = False
     await stage.run(program, id="e")
-    assert total("at_least_once", "value") == values + 2
-    assert total("at_least_once", "failed") == failures + 1
+    assert total("at_least_once", "replayed") == before["replayed"] + 3
+    await stage.run(program, id="f")
+    assert total("at_least_once", "live") >= before["live"] + 2
+    assert total("at_least_once", "failed") >= before["failed"] + 1
 
 
 async def test_the_queue_is_seen_in_its_gauges(stage: Stage) -> None:
@@ -452,8 +463,9 @@ async def test_the_queue_is_seen_in_its_gauges(stage: Stage) -> None:
         task = asyncio.ensure_future(hf.run(program, id="e"))
         await until(lambda: hf.database.writer.pending_bytes > 1000)
         gauges = trace.snapshot()
-        assert gauges["holdfast_durable_queue_items"][()] == hf.database.writer.pending_items
-        assert gauges["holdfast_durable_queue_bytes"][()] == hf.database.writer.pending_bytes
+        writer = hf.database.writer
+        pending = writer.pending_items, writer.pending_bytes
         WriterFaults(hf).resume()
         await task
+        assert (gauges["holdfast_durable_queue_items"][()], gauges["holdfast_durable_queue_bytes"][()]) == pending
         assert trace.snapshot()["holdfast_durable_queue_items"][()] == 0

@@ -117,6 +117,7 @@ class Run:
         self.halted: BaseException | None = None
         self.riding: list[tuple[str, tuple[object, ...]]] = []
         self.riding_size = 0
+        self.rode: list[tuple[str, tuple[object, ...]]] = []
         self.inflight: set[StepHandle] = set()
         self.drained: asyncio.Future[None] | None = None
         self.leaving: Timer | None = None
@@ -265,12 +266,37 @@ class Run:
         settled: Callable[[bool], None] | None = None,
     ) -> Append:
         """Make an append of these rows and of those that ride with it."""
-        if self.riding:
-            rows = self.riding + rows
+        self.rode = self.riding
+        if self.rode:
+            rows = self.rode + rows
             size += self.riding_size
             self.riding = []
             self.riding_size = 0
         return Append(journal.PLAN, self.pk, self.guard, rows, size, label, future, settled)
+
+    def unride(self, rode: list[tuple[str, tuple[object, ...]]]) -> None:
+        """Take back what rode with an append that the writer did not take: later rows must not overtake it."""
+        if rode:
+            self.riding = rode + self.riding
+            self.riding_size += 256 * len(rode)
+
+    async def hand_over(self, item: Append) -> None:
+        """Give the append just made to the writer, waiting for room.
+
+        Raises:
+            Overdue: There was none in time, or the writer is known not to commit; nothing was taken.
+        """
+        rode = self.rode
+        if self.writer.offer(item):
+            return
+        try:
+            if self.writer.degraded:
+                raise Overdue(item)  # noqa: TRY301 - as when waiting for room has taken too long
+            await self.writer.put(item)
+        except BaseException:
+            if item.state == "new":
+                self.unride(rode)
+            raise
 
     async def store(self, rows: list[tuple[str, tuple[object, ...]]], size: int = 256, label: str = "") -> None:
         """Append rows and return when they are durable.
@@ -282,8 +308,7 @@ class Run:
         future = self.loop.create_future()
         item = self.item(rows, size, label, future)
         try:
-            if not self.writer.offer(item):
-                await self.writer.put(item)
+            await self.hand_over(item)
             row = await future
         except Overdue as overdue:
             raise self.unavailable() from overdue
@@ -311,17 +336,19 @@ class Run:
         settled: Callable[[bool], None] | None = None,
     ) -> bool:
         """Offer rows nobody waits for; say whether there was room."""
-        return self.writer.offer(self.item(rows, size, label, None, settled))
+        item = self.item(rows, size, label, None, settled)
+        if self.writer.offer(item):
+            return True
+        self.unride(self.rode)
+        return False
 
     async def flush_riders(self) -> None:
         """Send riding rows on their own when many have gathered."""
         if len(self.riding) >= RIDING_ROWS_MAX:
-            item = self.item([], 0, "", None)
-            if not self.writer.offer(item):
-                try:
-                    await self.writer.put(item)
-                except Overdue as overdue:
-                    raise self.unavailable() from overdue
+            try:
+                await self.hand_over(self.item([], 0, "", None))
+            except Overdue as overdue:
+                raise self.unavailable() from overdue
 
     def unavailable(self) -> JournalUnavailable:
         """Say that the journal does not answer."""

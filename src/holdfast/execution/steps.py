@@ -268,32 +268,30 @@ class StepCall:
             raise asyncio.CancelledError("a sibling of first() has won")
         future = run.loop.create_future()
         item = run.item(rows, 512, "intent", future)
-        writer = run.writer
         try:
-            if writer.degraded:
+            if run.writer.degraded:
+                run.unride(run.rode)
                 raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
-            if not writer.offer(item):
-                await writer.put(item)
+            await run.hand_over(item)
             row = await future
         except Overdue as overdue:
-            if self.spec.effect.kind == "cost_bearing":
-                if item.state == "new" and not writer.offer(item):
-                    raise self.refuse_unavailable() from overdue
-                run.note_degraded(self.spec.name, self.position)
-                return
-            self.take_back(item)
-            raise self.refuse_unavailable() from overdue
+            if self.spec.effect.kind != "cost_bearing":
+                self.take_back(item, len(rows))
+                raise self.refuse_unavailable() from overdue
+            if item.state == "new" and not run.send(rows, 512, "intent"):
+                raise self.refuse_unavailable() from overdue
+            run.note_degraded(self.spec.name, self.position)
+            return
         run.acknowledged(row)
         if run.over:
             run.refuse()
         if points.armed:
             points.reach("intent.acked")
 
-    def take_back(self, item: Append) -> None:
-        """Keep the intent out of the journal, and what rode with it in."""
-        riders = [row for row in item.rows if row[0] != "journal.append" or row[1][4] != OPENED or row[1][6] != "step"]
-        if item.state == "new" or self.run.writer.withdraw(item):
-            self.run.riding = riders + self.run.riding
+    def take_back(self, item: Append, own: int) -> None:
+        """Keep the last `own` rows of an append out of the journal, and what rode with them in."""
+        if item.state != "new" and self.run.writer.withdraw(item):
+            self.run.unride(item.rows[:-own])
 
     def refuse_unavailable(self) -> JournalUnavailable:
         """Poison the context: a guarded effect cannot be recorded, so nothing more is done."""
@@ -423,11 +421,9 @@ class StepCall:
         if not (run.pipelined and not spec.guarded and run.send(rows, size, "outcome", self.late)):
             future = run.loop.create_future()
             item = run.item(rows, size, "outcome", future)
-            writer = run.writer
             try:
-                if not writer.offer(item):
-                    await writer.put(item)
-                if writer.degraded:
+                await run.hand_over(item)
+                if run.writer.degraded:
                     raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
                 row = await future
             except asyncio.CancelledError:
