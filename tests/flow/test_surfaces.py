@@ -461,9 +461,9 @@ async def test_the_queue_is_seen_in_its_gauges(stage: Stage) -> None:
 
     async with stage.open() as hf:
         task = asyncio.ensure_future(hf.run(program, id="e"))
-        await until(lambda: hf.database.writer.pending_bytes > 1000)
-        gauges = trace.snapshot()
         writer = hf.database.writer
+        await until(lambda: writer.faults.stalled and writer.pending_bytes > 1000)
+        gauges = trace.snapshot()
         pending = writer.pending_items, writer.pending_bytes
         WriterFaults(hf).resume()
         await task

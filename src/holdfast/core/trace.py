@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -168,12 +168,16 @@ class _Scalar(_Metric):
         self._values: dict[Labels, float] = {}
         super().__init__(name, help, *labels)
 
+    def current(self) -> dict[Labels, float]:
+        """The values as they are now."""
+        return self._values.copy()
+
     def samples(self) -> dict[str, dict[Labels, float]]:
-        return {self.name: self._values.copy()}
+        return {self.name: self.current()}
 
     def _observations(self, _options: object) -> Iterable[Any]:
         observation = sys.modules["opentelemetry.metrics"].Observation
-        return [observation(value, self.attributes(labels)) for labels, value in self._values.copy().items()]
+        return [observation(value, self.attributes(labels)) for labels, value in self.current().items()]
 
 
 class Counter(_Scalar):
@@ -198,6 +202,14 @@ class Gauge(_Scalar):
     """A number that goes up and down, one per combination of labels."""
 
     kind = "gauge"
+    _read: Callable[[], float] | None = None
+
+    def follow(self, read: Callable[[], float]) -> None:
+        """Ask for its one value, without labels, whenever somebody looks."""
+        self._read = read
+
+    def current(self) -> dict[Labels, float]:
+        return {(): self._read()} if self._read is not None else super().current()
 
     def set(self, value: float, /, *labels: str) -> None:
         """Set it; labels in the order they were declared."""

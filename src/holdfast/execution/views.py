@@ -365,7 +365,7 @@ async def diff(engine: Holdfast, id: str, left: int, right: int) -> list[Differe
     async with engine.database.read() as tx:
         row = await require(engine, tx, id)
         sides = [await _shapes(tx, row.pk, generation) for generation in (left, right)]
-    places = sorted(sides[0].keys() | sides[1].keys())
+    places = sorted(sides[0].keys() | sides[1].keys(), key=lambda place: keys.extend(*place))
     found = []
     for place in places:
         before, after = sides[0].get(place), sides[1].get(place)

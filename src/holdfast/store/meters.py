@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from holdfast.core.trace import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from holdfast.store.batch import Batch
+    from holdfast.store.writer import Writer
 
-__all__ = ["observe_batch", "observe_queue", "restarts"]
+__all__ = ["observe_batch", "restarts", "watch"]
 
 _commit_seconds = Histogram("holdfast_durable_commit_seconds", "From a batch's start to its commit's answer")
 _batch_items = Histogram(
@@ -19,7 +21,7 @@ _batch_items = Histogram(
 )
 _ack_seconds = Histogram("holdfast_durable_ack_seconds", "From taking an append in to its acknowledgement")
 restarts = Counter("holdfast_durable_writer_restarts_total", "Times a lane was reopened after a failure")
-_queue_items = Gauge("holdfast_durable_queue_items", "Appends accepted and not settled, after the latest commit")
+_queue_items = Gauge("holdfast_durable_queue_items", "Appends accepted and not settled")
 _queue_bytes = Gauge("holdfast_durable_queue_bytes", "Their bytes")
 
 
@@ -37,7 +39,11 @@ def observe_batch(batch: Batch, due: float) -> None:
         _ack_seconds.observe(waited)
 
 
-def observe_queue(items: int, size: int) -> None:
-    """Note how full the queue is."""
-    _queue_items.set(items)
-    _queue_bytes.set(size)
+_writers: WeakSet[Writer] = WeakSet()
+_queue_items.follow(lambda: sum(writer.pending_items for writer in _writers))
+_queue_bytes.follow(lambda: sum(writer.pending_bytes for writer in _writers))
+
+
+def watch(writer: Writer) -> None:
+    """Let the gauges of the queue tell of a writer for as long as it lives."""
+    _writers.add(writer)

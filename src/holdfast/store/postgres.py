@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import Closed, ConfigError, StoreError, Unavailable
 from holdfast.core.loops import spawn
@@ -177,7 +177,8 @@ class PostgresDatabase:
     async def _commit(self, batch: Batch) -> None:
         error: Exception | None = None
         try:
-            await self._lanes[batch.lane].commit(batch)
+            with trace.span("holdfast.durable.commit", items=len(batch.items), bytes=batch.size):
+                await self._lanes[batch.lane].commit(batch)
         except points.Crashed:
             return
         except Exception as raised:  # noqa: BLE001 - the writer sorts failures

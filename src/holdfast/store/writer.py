@@ -130,6 +130,7 @@ class Writer:
         self.degraded = False
         self.pending_items = self.pending_bytes = 0
         self.batches = self.appends = self.failures = 0
+        meters.watch(self)
 
     # Taking in
 
@@ -373,7 +374,6 @@ class Writer:
         self.batches += 1
         self.appends += count
         meters.observe_batch(batch, self._monotonic() + self._timeout)
-        meters.observe_queue(self.pending_items, self.pending_bytes)
         self.degraded = False
         self._last_error = None
         for group in batch.groups:
