@@ -128,7 +128,8 @@ class Writer:
         self.faults = Faults(self)
         self.faulty = False
         self.degraded = False
-        self.pending_items = self.pending_bytes = 0
+        self.pending_items: int = 0
+        self.pending_bytes: int = 0
         self.batches = self.appends = self.failures = 0
         meters.watch(self)
 
