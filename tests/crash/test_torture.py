@@ -36,7 +36,7 @@ def torture(ledger: str, folder: Path, first: int, count: int) -> int:
 
 @pytest.mark.parametrize("first", [10_000, 20_000])
 def test_every_class_and_policy_survives_random_kills(ledger: str, tmp_path: Path, first: int) -> None:
-    assert torture(ledger, tmp_path, first, 12) > 12
+    assert torture(ledger, tmp_path, first, 15) > 15
 
 
 @pytest.mark.torture

@@ -12,7 +12,10 @@ import os
 import random
 import signal
 import sys
+import time
+import traceback
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +28,6 @@ from holdfast.testing import crash_points
 
 LIVES_MAX = 12
 """So often a seed may kill; then it lets the program end."""
-LIFE_SECONDS = 0.12
-"""Longer than a life takes, if nobody ends it."""
 PATIENCE_SECONDS = 60
 EXPECTED = [2, "sent 2", "paid", "paid", "paid", "paid", "paid", 16, 9, ["sent 10", 11]]
 
@@ -68,26 +69,24 @@ async def judge(stage: Stage, ids: list[str], deaths: int) -> None:
                 assert len(traces(id, name)) <= len(intents)
 
 
-def child(work: Any, *, point: str = "", hit: int = 1) -> int:
+def child(work: Callable[[], Coroutine[Any, Any, None]], *, point: str = "", hit: int = 1) -> int:
     """Do something in a forked process; return its id."""
     sys.stdout.flush()
     pid = os.fork()
-    if pid:
-        return pid
-    _be_child(work, point, hit)
+    if not pid:
+        _be_child(work, point, hit)
+    return pid
 
 
-def _be_child(work: Any, point: str, hit: int) -> NoReturn:
+def _be_child(work: Callable[[], Coroutine[Any, Any, None]], point: str, hit: int) -> NoReturn:
     code = 1
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         if point:
             points.arm(point, hit, "kill")
-        asyncio.run(work)
+        asyncio.run(work())
         code = 0
     except BaseException:  # noqa: BLE001 - told, and then this process ends
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -104,24 +103,24 @@ def end(pid: int, seconds: float) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def torture(stage: Stage, seed: int) -> int:
-    """Kill as the seed says, until the program is through; return how many lives it took besides the last."""
+def torture(stage: Stage, seed: int, life_seconds: float) -> int:
+    """Kill as the seed says, until the program is through; return how many lives that ended."""
     rng = random.Random(seed)  # noqa: S311 - a plan, no secret
     ids = [f"seed-{seed}-{number}" for number in range(rng.choice((1, 1, 2)))]
     named = [point for point in crash_points() if not point.startswith(("cancel", "generation"))]
     deaths = 0
     while deaths < LIVES_MAX:
         if rng.random() < 0.5:
-            pid, patience = child(live(stage, ids), point=rng.choice(named), hit=rng.randint(1, 8)), PATIENCE_SECONDS
+            point, hit = rng.choice(named), rng.choice((1, 1, 2, 3, 5))
+            code = end(child(lambda: live(stage, ids), point=point, hit=hit), PATIENCE_SECONDS)
         else:
-            pid, patience = child(live(stage, ids)), rng.random() * LIFE_SECONDS
-        code = end(pid, patience)
+            code = end(child(lambda: live(stage, ids)), rng.random() * life_seconds)
         if code == 0:
             break
         if code != -signal.SIGKILL:
             raise SystemExit(f"seed {seed}: a life ended with {code} after {deaths} deaths")
         deaths += 1
-    for work in (live(stage, ids), judge(stage, ids, deaths)):
+    for work in (lambda: live(stage, ids), lambda: judge(stage, ids, deaths)):
         code = end(child(work), PATIENCE_SECONDS)
         if code != 0:
             raise SystemExit(f"seed {seed}: ended with {code} after {deaths} deaths")
@@ -129,11 +128,16 @@ def torture(stage: Stage, seed: int) -> int:
 
 
 def main(target: str, folder: str, first: str, count: str) -> None:
+    """Torture some seeds, once it is known how long a life takes."""
     stage = Stage(target, Path(folder))
     place(stage.outside)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    for id in ("first", "second"):
+        began = time.perf_counter()
+        assert end(child(lambda id=id: live(stage, [id])), PATIENCE_SECONDS) == 0
+    life_seconds = time.perf_counter() - began
     for seed in range(int(first), int(first) + int(count)):
-        print(json.dumps([seed, torture(stage, seed)]), flush=True)  # noqa: T201 - how a program answers
+        print(json.dumps([seed, torture(stage, seed, life_seconds)]), flush=True)  # noqa: T201 - its answer
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.flow.agents import Agent, agent, paying
-from tests.flow.tamper import look, until
+from tests.flow.tamper import change, look, until
 from tests.stage import Outside, Stage
 
 import holdfast
@@ -341,6 +341,28 @@ async def test_a_block_sees_its_cancellation(stage: Stage) -> None:
             await block()
         assert await status(hf) == "canceled"
     assert stage.outside.lines() == ["a"]
+
+
+@pytest.mark.parametrize("word", ["cancel", "pause"])
+async def test_a_request_made_while_the_owner_leaves_is_not_lost(stage: Stage, word: str) -> None:
+    """DX-59, DX-60: `Requested` is a promise."""
+    turn = Turn(stage, "canceled.leaving")
+    hf = await stage.open(poll_ms=60_000).open()
+    await hf.start(turn.fn, id="e")
+    await turn.reached.wait()
+    at = holdfast.SystemClock().now()
+    # As another process writes it; this one has not seen it when it closes.
+    await change(stage.target, f"UPDATE durable_executions SET request = '{word}:now', request_at = {at}")  # noqa: S608 - ours
+    await hf.close()
+    async with stage.open(poll_ms=20) as hf:
+        if word == "cancel":
+            with pytest.raises(holdfast.ExecutionCanceled):
+                await asyncio.wait_for(hf.run(turn.fn, id="e"), 5)
+            assert await status(hf) == "canceled"
+        else:
+            assert (await hf.recover()).resumed == ()
+            assert await status(hf) == "waiting paused"
+    assert stage.outside.lines() == ["first"]
 
 
 async def test_cancelling_the_task_of_run_gives_the_execution_back(stage: Stage) -> None:

@@ -487,7 +487,7 @@ async def test_a_step_that_overruns_its_timeout_fails_or_is_in_doubt(stage: Stag
         begun = asyncio.Event()
         task = asyncio.ensure_future(block())
         for name in ("lesser", "guarded"):
-            await until(lambda name=name: stage.outside.count(name))  # type: ignore[misc]
+            await until(lambda name=name: stage.outside.count(name))
             await clock.advance(timedelta(seconds=2))
         record = await asyncio.wait_for(task, 5)
         assert record.outcome == holdfast.Assumed("gone", "policy")

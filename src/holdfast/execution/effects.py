@@ -71,6 +71,7 @@ class Reconcile:
 
 
 Policy: TypeAlias = Skip | Fail | Rerun | RerunWithKey | Reconcile
+"""What to do about an effect in doubt."""
 
 
 def skip(value: Any = None) -> Policy:

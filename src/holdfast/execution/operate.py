@@ -70,6 +70,7 @@ class NotFound:
 
 
 CancelOutcome: TypeAlias = Canceled | Paused | Requested | AlreadyTerminal | NotFound
+"""What `cancel` and `pause` answer."""
 
 
 @dataclass(frozen=True, slots=True)
