@@ -83,7 +83,7 @@ async def index(page: Page) -> None:
     """A step with a fingerprint of its own."""
 
 
-@holdfast.step(effect=holdfast.idempotent(), fingerprint="arguments")  # type: ignore[arg-type]  # "args", or no text
+@holdfast.step(effect=holdfast.idempotent(), fingerprint="arguments")  # type: ignore[arg-type]  # the only text is "args"
 async def wrong_fingerprint() -> None:
     """A step that cannot be declared."""
 
@@ -107,6 +107,7 @@ async def steps_keep_their_signatures() -> None:
     step: holdfast.Step[..., Page] = fetch
     assert_type(await step("a"), Page)
     calls: list[Coroutine[object, object, Page]] = [fetch("a"), fetch.call("b")]
+    assert_type([await call for call in calls], list[Page])
     assert_type(await fetch("a", depth=2), Page)
     assert_type(await fetch.call("a"), Page)
     assert_type(await fetch.recorded("a"), holdfast.StepRecord[Page])

@@ -298,8 +298,8 @@ class Run:
                 self.unride(rode)
             raise
 
-    async def store(self, rows: list[tuple[str, tuple[object, ...]]], size: int = 256, label: str = "") -> None:
-        """Append rows and return when they are durable.
+    async def store(self, rows: list[tuple[str, tuple[object, ...]]], size: int = 256, label: str = "") -> Row:
+        """Append rows and return when they are durable; the guard's row tells what was asked of us meanwhile.
 
         Raises:
             LeaseLost: Somebody else has claimed the execution, or it was ended.
@@ -313,6 +313,7 @@ class Run:
         except Overdue as overdue:
             raise self.unavailable() from overdue
         self.acknowledged(row)
+        return row
 
     def acknowledged(self, row: Row | None) -> None:
         """Take the writer's answer to an append of this execution."""
@@ -374,7 +375,7 @@ class Run:
     ) -> list[tuple[str, tuple[object, ...]]]:
         """Make the rows of a change of status that does not end the execution."""
         moved = (
-            status, waiting_on, reason, self.generation, self.chapter, release, release, self.bytes,
+            status, waiting_on, reason, self.generation, self.chapter, release, waiting_on == "paused", self.bytes,
             self.clock.now(), self.pk,
         )  # fmt: skip
         owner = None if release else self.database.owner.id

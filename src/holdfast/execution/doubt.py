@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from holdfast.core import points
 from holdfast.core.codec import encode
 from holdfast.core.errors import CodecError
+from holdfast.core.loops import spawn
 from holdfast.execution import journal, machine
 from holdfast.execution.context import Run, log
 from holdfast.execution.effects import Fail, Policy, Reconcile, StepHandle, Verdict
@@ -118,7 +119,8 @@ async def probe(call: StepCall, policy: Reconcile, attempt: int) -> Verdict:
     """Ask the other side; no clear answer in time is `unknown`."""
     run = call.run
     handle = StepHandle(call, attempt)
-    task = run.engine.tasks.spawn(_ask_probe(call, policy, handle), "probe")
+    task = spawn(_ask_probe(call, policy, handle), "holdfast.probe")
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what it raises is nobody's to show
     try:
         if await run.clock.wait(task, run.engine.config.probe_timeout_ms / 1000):
             verdict = task.result()

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -127,6 +128,7 @@ class Holdfast:
         self.target = target if target is not None else operate.configured_ledger()
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.metrics = METRICS
+        self.honour = partial(operate.honour, self)
         self.tasks, self.audits = Tasks(), Tasks()
         self.read_only = False
         self.flights: dict[str, Flight] = {}
@@ -432,7 +434,9 @@ class Holdfast:
         if self.owner_id is None:
             self.owner_id = await self.database.owner.ensure()
             if not any(loop.name == "holdfast.requests" for loop in self._loops):
-                loop = Loop("holdfast.requests", self._requests_round, self.config.poll_ms / 1000, self.clock)
+                loop = Loop(
+                    "holdfast.requests", partial(operate.heed_requests, self), self.config.poll_ms / 1000, self.clock
+                )
                 self._loops.append(loop)
                 loop.start()
         return self.owner_id
@@ -463,9 +467,6 @@ class Holdfast:
     def unknown(self, id: str) -> UnknownExecution:
         """Say that there is no such execution."""
         return UnknownExecution(f"there is no execution {id!r} in {self.database.label}", "check the id and the ledger")
-
-    async def _requests_round(self) -> None:
-        await operate.heed_requests(self)
 
     async def cancel_effects(self, run: Run) -> None:
         """End effects that did not end by themselves: guarded ones stay an open intent."""

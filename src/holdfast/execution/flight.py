@@ -524,8 +524,10 @@ class Flight:
             run.send(rows, 256)  # it lands when the journal is back
             return
         try:
-            await run.store(rows)
+            held = await run.store(rows)
             self.engine.database.wake(f"execution:{run.id}")
+            if held.request is not None and waiting_on != "paused":
+                await self.engine.honour(run.id, held.request)
         except (LeaseLost, JournalUnavailable, Closed):
             pass
 

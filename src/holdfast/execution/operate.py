@@ -117,6 +117,12 @@ async def pause(engine: Holdfast, id: str) -> CancelOutcome:
     return await _stop(engine, id, "pause", "", force=False)
 
 
+async def honour(engine: Holdfast, id: str, request: str) -> None:
+    """Act on a request that no owner is left to hear."""
+    word, _, reason = request.partition(":")
+    await _stop(engine, id, word, reason, force=False)
+
+
 async def _stop(engine: Holdfast, id: str, word: str, reason: str, *, force: bool) -> CancelOutcome:
     while True:
         outcome = None
@@ -439,6 +445,9 @@ async def supervise(engine: Holdfast) -> None:
                     tx, row, "failed", now=now, reason="deadline", failure=failure, deadline_at=row.deadline_at,
                     ended=True,
                 )  # fmt: skip
+            continue
+        if row.request is not None and row.owner_id is None:
+            await honour(engine, row.id, row.request)
             continue
         since = row.updated_at + config.orphan_after_ms * 1000
         paused = row.status == "waiting" and row.waiting_on == "paused"
