@@ -431,15 +431,13 @@ class Holdfast:
 
     async def be_owner(self) -> str:
         """Become an owner of the ledger, and start looking for requests."""
+        owner = await self.database.owner.ensure()
         if self.owner_id is None:
-            self.owner_id = await self.database.owner.ensure()
-            if not any(loop.name == "holdfast.requests" for loop in self._loops):
-                loop = Loop(
-                    "holdfast.requests", partial(operate.heed_requests, self), self.config.poll_ms / 1000, self.clock
-                )
-                self._loops.append(loop)
-                loop.start()
-        return self.owner_id
+            self.owner_id = owner
+            heed = partial(operate.heed_requests, self)
+            self._loops.append(Loop("holdfast.requests", heed, self.config.poll_ms / 1000, self.clock))
+            self._loops[-1].start()
+        return owner
 
     async def renewed(self, run: Run) -> None:
         """Return when this owner's lease is fresh again: before that no effect begins."""
