@@ -49,6 +49,9 @@ async def running(hf: holdfast.Holdfast) -> None:
     assert_type(await hf.run(turn, "buy milk", id="turn-42", on_busy="raise", reopen=True), list[int])
     assert_type(await hf.run(plain_turn, "buy milk"), bytes)
     assert_type(await hf.run(plain_turn.bind("buy milk")), bytes)
+    print(await hf.run(turn, "buy milk"))  # noqa: T201 - a context that takes any object must not confuse the checker
+    whatever: object = await hf.run(turn.bind("buy milk"))
+    assert whatever
     await hf.run(undecorated, "buy milk")  # type: ignore[call-overload]  # it is not durable
     await hf.run(turn.bind("buy milk"), "and bread")  # type: ignore[call-overload]  # its arguments are bound
     await hf.run(turn, "buy milk", on_divergence="ignore")  # type: ignore[call-overload]  # choices are literals

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -183,6 +184,51 @@ async def fork(target: str, folder: str, config: str) -> None:
 
         say(await hf.run(program, id="e"))
         say((await hf.verify()).ok, (await hf.list()).items[0].status)
+
+
+async def fill(target: str, folder: str, config: str) -> None:
+    """Run into the end of the disk in the middle of an execution, and go on when there is space again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = asyncio.Event()
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def note(number: int) -> str:
+        Outside(Path(folder) / "outside").happen("note", number)
+        return "x" * 20_000
+
+    @holdfast.durable(kind="filling")
+    async def filling() -> int:
+        for number in range(20):
+            if number == 10 and not full.is_set():
+                full.set()
+                size = os.stat(target + "-wal").st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5000, hard))
+            await note(number)
+            if number == 12:
+                await pay(folder)
+        return number
+
+    async with Stage(target, Path(folder)).open(**json.loads(config)) as hf:
+        try:
+            say(await hf.run(filling, id="e"))
+        except holdfast.JournalUnavailable as error:
+            say(error.code)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        say(await hf.run(filling, id="e"))
+        say((await hf.verify()).ok)
+
+
+async def unprivileged(target: str, folder: str, config: str) -> None:
+    """Open and run as a user who may not write here, and say what is wrong."""
+    async with Stage(str(Path(folder) / "warm.db"), Path(folder)).open() as hf:  # loads all it needs from disk
+        await hf.run(agent, folder, 1, 9)
+    if os.getuid() == 0:
+        os.setuid(65534)
+    try:
+        async with holdfast.open(target) as hf:
+            say(await hf.run(agent, folder, 1, 9, id="e"))
+    except holdfast.HoldfastError as error:
+        say(error.code, error.hint != "")
 
 
 async def refusals(hf: holdfast.Holdfast) -> int:

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-POINTS = ("outcome.acked:2", "intent.acked", "effect.returned:2", "effect.returned", "finish.queued")
-"""Where an example dies, run after run: on the way, before an effect, after one, at the end."""
 
 
 def run(name: str, *arguments: str, folder: Path, crash: str = "") -> subprocess.CompletedProcess[str]:
@@ -30,14 +28,13 @@ def run(name: str, *arguments: str, folder: Path, crash: str = "") -> subprocess
     )
 
 
-def run_through(name: str, *arguments: str, folder: Path) -> str:
-    """Run an example that is killed again and again until it is let through; return what it prints in the end."""
-    killed = [run(name, *arguments, folder=folder, crash=point).returncode for point in POINTS]
-    assert killed.count(-signal.SIGKILL) >= 2, killed
+def run_through(name: str, *arguments: str, folder: Path, deaths: tuple[str, ...]) -> str:
+    """Run an example that dies at one point after the other, then to its end; return what it prints."""
+    for point in deaths:
+        assert run(name, *arguments, folder=folder, crash=point).returncode == -signal.SIGKILL, point
     done = run(name, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
-    again = run(name, *arguments, folder=folder)
-    assert again.stdout == done.stdout
+    assert run(name, *arguments, folder=folder).stdout == done.stdout
     return done.stdout
 
 
@@ -46,7 +43,9 @@ def test_every_example_is_tested() -> None:
 
 
 def test_paid_answers_are_paid_once(ledger: str, tmp_path: Path) -> None:
-    assert "an answer of" in run_through("paid_answers", ledger, "why is the sky blue", folder=tmp_path)
+    deaths = ("outcome.acked:2", "effect.returned", "finish.queued")
+    said = run_through("paid_answers", ledger, "why is the sky blue", folder=tmp_path, deaths=deaths)
+    assert said.startswith("an answer of")
     calls = [json.loads(line)["key"] for line in (tmp_path / "provider.jsonl").read_text().splitlines()]
     assert len(calls) == len(set(calls)) == 4
 
@@ -55,18 +54,17 @@ def test_paid_answers_are_paid_once(ledger: str, tmp_path: Path) -> None:
 def test_a_long_import_brings_every_row(ledger: str, tmp_path: Path, count: int) -> None:
     rows = [f"{number},order {number}\n" for number in range(count)]
     (tmp_path / "orders.csv").write_text("number,text\n" + "".join(rows))
-    if count < 10:  # too short to be killed often
-        said = run("long_import", ledger, "orders.csv", folder=tmp_path).stdout
-    else:
-        said = run_through("long_import", ledger, "orders.csv", folder=tmp_path)
+    # The short ones have too little to die of.
+    deaths = ("outcome.acked:2", "generation.opened", "effect.returned:3", "finish.queued") if count > 10 else ()
+    said = run_through("long_import", ledger, "orders.csv", folder=tmp_path, deaths=deaths)
     assert said == f"{count} orders imported\n"
     stored = [path.read_text() for path in (tmp_path / "shop").glob("*")]
     assert sorted(stored) == sorted(f"order {number}" for number in range(count))
 
 
 def test_a_release_is_uploaded_once_and_announced_at_most_once(ledger: str, tmp_path: Path) -> None:
-    said = run_through("release", ledger, "1.4.0", folder=tmp_path)
-    assert said.startswith(("1.4.0 announced at", "1.4.0 perhaps announced at"))
+    deaths = ("effect.returned:2", "effect.returned:2", "finish.queued")  # in the upload, in the announcement
+    said = run_through("release", ledger, "1.4.0", folder=tmp_path, deaths=deaths)
+    assert said.startswith("1.4.0 perhaps announced at")
     assert (tmp_path / "uploads.txt").read_text().count("package-1.4.0.tar") == 1
-    mails = (tmp_path / "mails.txt").read_text() if (tmp_path / "mails.txt").exists() else ""
-    assert mails.count("version 1.4.0") <= 1
+    assert (tmp_path / "mails.txt").read_text() == "version 1.4.0 is out\n"

@@ -173,7 +173,7 @@ def spill(pk: int, payload: bytes) -> tuple[bytes, journal.Rows]:
     return _REFERENCE.pack(SPILLED, blob_pk, len(payload)), rows
 
 
-async def read_spilled(tx: Tx, reference: bytes) -> bytes:
+async def read_spilled(tx: Tx, execution_id: str, reference: bytes) -> bytes:
     """Read back a payload that was spilled.
 
     Raises:
@@ -185,7 +185,7 @@ async def read_spilled(tx: Tx, reference: bytes) -> bytes:
         raise IntegrityError(
             f"a spilled value has {len(payload)} of {size} bytes",
             "run holdfast verify",
-            execution_id="",
+            execution_id=execution_id,
             table="durable_blobs",
             row=str(blob_pk),
         )

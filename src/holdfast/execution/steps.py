@@ -217,7 +217,7 @@ class StepCall:
         payload = record.payload
         if payload is not None and payload[:1] == bytes([SPILLED]):
             async with run.database.read() as tx:
-                payload = await read_spilled(tx, payload)
+                payload = await read_spilled(tx, run.id, payload)
         if record.outcome == "failed":
             raise self.failure(payload or b"")
         if record.outcome == "no_value":

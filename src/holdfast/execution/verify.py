@@ -107,7 +107,7 @@ async def _execution(tx: Tx, row: Row) -> list[Problem]:
     for entry in entries:
         if entry.payload is not None and entry.payload[:1] == bytes([SPILLED]):
             try:
-                await read_spilled(tx, entry.payload)
+                await read_spilled(tx, row.id, entry.payload)
             except IntegrityError as error:
                 problems.append(Problem(row.id, error.table, error.row, "spilled", str(error)))
     return problems

@@ -261,17 +261,17 @@ async def history(engine: Holdfast, id: str, *, generation: int | None, reveal: 
     """See `Holdfast.history`."""
     async with engine.database.read() as tx:
         row = await require(engine, tx, id)
-        entries = [await _entry(tx, each, reveal=reveal) for each in await _rows(tx, row.pk, generation)]
+        entries = [await _entry(tx, id, each, reveal=reveal) for each in await _rows(tx, row.pk, generation)]
     if reveal and not engine.read_only:
         async with engine.database.write() as tx:
             await journal.audit(tx, id, row.generation, engine.clock.now(), "reveal", detail={"entries": len(entries)})
     return entries
 
 
-async def _entry(tx: Tx, row: Row, *, reveal: bool) -> Entry:
+async def _entry(tx: Tx, id: str, row: Row, *, reveal: bool) -> Entry:
     payload: Any = None
     if reveal and row.payload is not None and row.outcome in ("value", "assumed", "failed"):
-        blob = await read_spilled(tx, row.payload) if row.payload[:1] == bytes([SPILLED]) else row.payload
+        blob = await read_spilled(tx, id, row.payload) if row.payload[:1] == bytes([SPILLED]) else row.payload
         try:
             payload = decode(blob)
         except CodecError:
