@@ -194,17 +194,16 @@ async def fill(target: str, folder: str, config: str) -> None:
     @holdfast.step(effect=holdfast.at_least_once())
     async def note(number: int) -> str:
         Outside(Path(folder) / "outside").happen("note", number)
-        return "x" * 20_000
+        return "x" * 800_000
 
     @holdfast.durable(kind="filling")
     async def filling() -> int:
         for number in range(20):
             if number == 10 and not full.is_set():
                 full.set()
-                size = os.stat(target + "-wal").st_size
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5000, hard))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(target + "-wal").st_size, hard))
             await note(number)
-            if number == 12:
+            if number == 15:
                 await pay(folder)
         return number
 

@@ -129,7 +129,7 @@ class Call(Generic[R_co]):
         return self.fn.signature.bind(self.args, self.kwargs)
 
 
-class Durable(Generic[P, R]):
+class Durable(Generic[P, R_co]):
     """A durable function. Called directly it is the plain function; `Holdfast.run` makes it durable.
 
     Attributes:
@@ -160,9 +160,9 @@ class Durable(Generic[P, R]):
         """Call the plain function."""
         return self.fn(*args, **kwargs)
 
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Bind arguments, typed exactly, for `run` and `start`."""
-        return Call(cast("Durable[..., R]", self), args, kwargs)
+        return Call(cast("Durable[..., R_co]", self), args, kwargs)
 
     def codecs(self) -> tuple[Codec, Codec]:
         """Return the codecs of the arguments (a dict by parameter name) and of the output."""
@@ -208,20 +208,20 @@ class Durable(Generic[P, R]):
         return f"<durable {self.kind!r}: {self.fn.__module__}.{self.fn.__qualname__}>"
 
 
-class AsyncDurable(Durable[P, R]):
+class AsyncDurable(Durable[P, R_co]):
     """A durable `async def`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R_co]:
         """Call the plain function."""
-        return cast("Coroutine[object, object, R]", self.fn(*args, **kwargs))
+        return cast("Coroutine[object, object, R_co]", self.fn(*args, **kwargs))
 
 
-class PlainDurable(Durable[P, R]):
+class PlainDurable(Durable[P, R_co]):
     """A durable plain function: it runs in a thread of its own, its durable calls without `await`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the plain function."""
-        return cast("R", self.fn(*args, **kwargs))
+        return cast("R_co", self.fn(*args, **kwargs))
 
 
 class _DurableDecorator:
