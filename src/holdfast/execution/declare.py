@@ -15,8 +15,6 @@ import asyncio
 import functools
 import inspect
 import re
-import sys
-import typing
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
@@ -24,9 +22,10 @@ from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, o
 from holdfast.core.codec import Codec, canonical, codec, encode
 from holdfast.core.errors import CodecError, ConfigError
 from holdfast.execution import keys
-from holdfast.execution.effects import Effect, Retry, StepDescriptor, StepRecord, check_fingerprint
+from holdfast.execution.effects import Effect, Retry, StepDescriptor, StepRecord, check_exceptions, check_fingerprint
 from holdfast.execution.errors import FingerprintError, NestedEffect, OutsideExecution, UnknownKind
 from holdfast.execution.scope import Scope, _effect, _scope
+from holdfast.execution.signature import Signature, resolved_hints
 from holdfast.execution.steps import StepCall
 
 P = ParamSpec("P")
@@ -62,53 +61,16 @@ def registered() -> frozenset[str]:
     return frozenset(_registry)
 
 
+def check_function(fn: object, what: str) -> None:
+    """Refuse to decorate what is not a function."""
+    if not callable(fn) or not hasattr(fn, "__name__"):
+        raise ConfigError(f"{what}: {fn!r} is not a function", f"use @holdfast.{what}(…) above a function")
+
+
 def check_kind(kind: str) -> None:
     """Refuse what is not a kind."""
     if not isinstance(kind, str) or not KIND.match(kind):
         raise ConfigError(f"kind {kind!r} is not valid", f"kinds match {KIND.pattern[:-2]}")
-
-
-# --- arguments --------------------------------------------------------------------------------------
-
-
-class Signature:
-    """How calls of one function become arguments by parameter name."""
-
-    __slots__ = ("names", "own", "signature", "simple")
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.signature = inspect.signature(fn)
-        parameters = list(self.signature.parameters.values())
-        self.own = bool(parameters) and parameters[0].name in ("self", "cls")
-        self.simple = all(
-            p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters
-        )
-        self.names = tuple(p.name for p in parameters)
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments by parameter name, defaults not filled in, without `self` or `cls`.
-
-        Raises:
-            TypeError: The function cannot be called like this.
-        """
-        if self.simple and not kwargs and len(args) == len(self.names):
-            bound = dict(zip(self.names, args, strict=True))
-        else:
-            bound = dict(self.signature.bind(*args, **kwargs).arguments)
-        if self.own:
-            bound.pop(self.names[0], None)
-        return bound
-
-
-def _hints(fn: Callable[..., Any], depth: int) -> dict[str, Any] | None:
-    """Resolve annotations, with the names visible where the function is decorated; None when not yet possible."""
-    frame = sys._getframe(depth)  # noqa: SLF001 - the documented way to the caller's names
-    try:
-        return typing.get_type_hints(fn, localns=dict(frame.f_locals), include_extras=True)
-    except NameError:
-        return None
-    except TypeError:
-        return {}
 
 
 # --- durable functions ------------------------------------------------------------------------------
@@ -153,7 +115,7 @@ class Durable(Generic[P, R_co]):
                     f"durable {kind!r}: keyword-only parameter {parameter.name!r} is an option of run",
                     "rename it, or let it be passed by position",
                 )
-        self._hints = _hints(fn, depth + 1)
+        self._hints = resolved_hints(fn, depth + 1)
         self._codecs: tuple[Codec, Codec] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -167,7 +129,7 @@ class Durable(Generic[P, R_co]):
     def codecs(self) -> tuple[Codec, Codec]:
         """Return the codecs of the arguments (a dict by parameter name) and of the output."""
         if self._codecs is None:
-            hints = self._hints if self._hints is not None else (_hints(self.fn, 1) or {})
+            hints = self._hints if self._hints is not None else (resolved_hints(self.fn, 1) or {})
             fields = {}
             for name, parameter in self.signature.signature.parameters.items():
                 hint = hints.get(name, Any)
@@ -186,7 +148,16 @@ class Durable(Generic[P, R_co]):
         Raises:
             CodecError: An argument does not encode.
         """
-        return encode(arguments), keys.arguments(canonical(arguments))
+        try:
+            return encode(arguments), keys.arguments(canonical(arguments))
+        except CodecError as error:
+            argument = next((name for name, value in arguments.items() if not _encodes(value)), "")
+            raise CodecError(
+                f"durable {self.kind!r}: argument {argument!r} cannot be recorded: {error}",
+                error.hint,
+                code=error.code,
+                argument=argument,
+            ) from error
 
     def unpack(self, blob: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode stored arguments to the annotated types, ready for the call.
@@ -235,6 +206,7 @@ class _DurableDecorator:
     def __call__(self, fn: Callable[P, R]) -> PlainDurable[P, R]: ...
     def __call__(self, fn: Callable[..., Any]) -> Any:
         made: Durable[..., Any]
+        check_function(fn, "durable")
         cls = AsyncDurable if inspect.iscoroutinefunction(fn) else PlainDurable
         made = cls(fn, self.kind, self.raises, 2)
         known = _registry.get(self.kind)
@@ -261,7 +233,8 @@ def durable(*, kind: str, raises: tuple[type[Exception], ...] = ()) -> _DurableD
         ConfigError: The kind is malformed or taken, or a keyword-only parameter is named like an option
             of `run`.
     """
-    return _DurableDecorator(kind, tuple(raises))
+    check_exceptions(raises, f"durable {kind!r}: raises")
+    return _DurableDecorator(kind, raises)
 
 
 # --- steps ------------------------------------------------------------------------------------------
@@ -280,12 +253,12 @@ class BaseStep(Generic[P, R]):
     def __init__(self, fn: Callable[P, Any], options: _StepDecorator, depth: int) -> None:
         functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
-        self.name = options.name or fn.__name__
+        self.name = options.name if options.name is not None else fn.__name__
         self.signature = Signature(fn)
         self._options = options
         self._memo: dict[bytes, tuple[bytes, bytes]] = {}
         self._check_fingerprint_option()
-        hints = _hints(fn, depth + 1)
+        hints = resolved_hints(fn, depth + 1)
         self._spec: StepDescriptor | None = None
         if hints is not None or options.result_type is not ...:
             self._spec = self._describe(hints or {})
@@ -307,7 +280,8 @@ class BaseStep(Generic[P, R]):
 
     def _check_fingerprint_option(self) -> None:
         option = self._options.fingerprint
-        if isinstance(option, str) and option != "args":
+        strange = not isinstance(option, str | bytes | tuple | None) and not callable(option)
+        if strange or (isinstance(option, str) and option != "args"):
             raise ConfigError(
                 f"step {self.name!r}: fingerprint {option!r} is not valid",
                 'use "args", a tuple of parameter names, bytes, a callable or None',
@@ -325,7 +299,7 @@ class BaseStep(Generic[P, R]):
     def spec(self) -> StepDescriptor:
         """Return the step's description, its annotations resolved."""
         if self._spec is None:
-            self._spec = self._describe(_hints(self.fn, 1) or {})
+            self._spec = self._describe(resolved_hints(self.fn, 1) or {})
         return self._spec
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -547,6 +521,7 @@ class _StepDecorator:
     @overload
     def __call__(self, fn: Callable[P, R]) -> PlainStep[P, R]: ...
     def __call__(self, fn: Callable[..., Any]) -> Any:
+        check_function(fn, "step")
         return (Step if inspect.iscoroutinefunction(fn) else PlainStep)(fn, self, 2)
 
 
@@ -582,5 +557,5 @@ def step(  # noqa: PLR0913 - the options of the contract, by keyword
         ConfigError: A malformed name or fingerprint, or a `skip` value that does not fit.
     """
     return _StepDecorator(
-        effect, name, fingerprint, version, retry or Retry(), timeout, result_type, tuple(raises), spill
+        effect, name, fingerprint, version, Retry() if retry is None else retry, timeout, result_type, raises, spill
     )

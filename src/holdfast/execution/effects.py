@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import isfinite
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from holdfast.core.codec import Codec, codec, encode, json_blob
@@ -108,6 +109,8 @@ def reconcile(probe: Callable[[StepHandle], Awaitable[Verdict] | Verdict]) -> Po
     The probe must only read. `unknown()`, an exception, or no answer within `probe_timeout_ms` act as
     `fail`.
     """
+    if not callable(probe):
+        raise ConfigError(f"reconcile: {probe!r} is not callable", hint="give a function that takes the handle")
     return Reconcile(probe)
 
 
@@ -188,9 +191,15 @@ def exactly_once(
     """
     if kind not in _KINDS:
         raise ConfigError(f"exactly_once: unknown effect kind {kind!r}", hint=f"use one of {', '.join(_KINDS)}")
+    if on_ambiguous is not None and not isinstance(on_ambiguous, Skip | Fail | Rerun | RerunWithKey | Reconcile):
+        raise ConfigError(
+            f"exactly_once: {on_ambiguous!r} is not a policy",
+            hint="use skip(value), fail(), rerun(), rerun_with_key() or reconcile(probe)",
+        )
+    check_exceptions(unknown_on, "exactly_once: unknown_on")
     if on_ambiguous is None and kind == "cost_bearing":
         on_ambiguous = Skip()
-    return Effect("exactly_once", kind, on_ambiguous, tuple(unknown_on))
+    return Effect("exactly_once", kind, on_ambiguous, unknown_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +229,14 @@ class Retry:
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.max_attempts, int) and isinstance(self.factor, int | float) and isfinite(self.factor)
+        if not whole or not isinstance(self.initial, timedelta) or not isinstance(self.maximum, timedelta):
+            raise ConfigError(
+                "Retry: max_attempts is a whole number, factor a number, initial and maximum are timedeltas",
+                hint="for example Retry(max_attempts=5, initial=timedelta(milliseconds=200))",
+            )
+        check_exceptions(self.retry_on, "Retry: retry_on")
+        check_exceptions(self.give_up_on, "Retry: give_up_on")
         if self.max_attempts > 1000:
             raise LimitError(
                 f"Retry: max_attempts is {self.max_attempts}, the limit is 1000",
@@ -275,6 +292,7 @@ class StepDescriptor:
 
     def __post_init__(self) -> None:
         check_name(self.name, "step")
+        self._check_options()
         check_fingerprint(self.name, self.fingerprint)
         if self.effect.cls == "exactly_once" and self.effect.policy is None:
             raise AmbiguityPolicyRequired(
@@ -290,6 +308,20 @@ class StepDescriptor:
         if isinstance(self.effect.policy, Skip) and self.effect.policy.value is not None:
             self._check_substitute(self.effect.policy.value)
 
+    def _check_options(self) -> None:
+        wrong = None
+        if not isinstance(self.effect, Effect):
+            wrong = f"effect is {self.effect!r}", "use idempotent(), at_least_once() or exactly_once(kind, …)"
+        elif not isinstance(self.retry, Retry):
+            wrong = f"retry is {self.retry!r}", "use Retry(max_attempts=…)"
+        elif self.timeout is not None and (not isinstance(self.timeout, timedelta) or self.timeout <= timedelta(0)):
+            wrong = f"timeout is {self.timeout!r}", "give a timedelta greater than zero, or None"
+        elif not isinstance(self.fingerprint, bytes):
+            wrong = f"the fingerprint is {type(self.fingerprint).__name__}", "give bytes"
+        if wrong is not None:
+            raise ConfigError(f"step {self.name!r}: {wrong[0]}", hint=wrong[1])
+        check_exceptions(self.raises, f"step {self.name!r}: raises")
+
     def _check_substitute(self, value: Any) -> None:
         try:
             same = self.codec.decode(encode(value)) == value
@@ -303,6 +335,12 @@ class StepDescriptor:
                 f"step {self.name!r}: the value of skip() does not come back equal from the result type",
                 hint="give skip() a value of the step's return type, or None",
             )
+
+
+def check_exceptions(classes: tuple[type[BaseException], ...], what: str) -> None:
+    """Refuse what is not a tuple of exception classes."""
+    if not isinstance(classes, tuple) or not all(isinstance(c, type) and issubclass(c, BaseException) for c in classes):
+        raise ConfigError(f"{what} is {classes!r}, not a tuple of exception classes", hint="for example (OSError,)")
 
 
 def check_name(name: str, what: str) -> None:

@@ -49,6 +49,7 @@ from holdfast.execution.request import (
     Request,
     block_request,
     call_of,
+    check_option,
     deadline_of,
     request_of,
 )
@@ -261,9 +262,7 @@ class Holdfast:
         """Refuse calls that need a ledger when there is none, or when it is closing."""
         self.check_here()
         if not self.config.enabled:
-            raise DurabilityDisabled(
-                "durability is disabled (enabled=false), so there is no ledger", "set enabled=true"
-            )
+            raise DurabilityDisabled("durability is disabled: there is no ledger", "set enabled=true")
         if self.closing:
             raise Closed("this Holdfast is closing", "open it again")
 
@@ -412,6 +411,7 @@ class Holdfast:
             raise NestedEffect("an execution cannot be opened in the body of another", "open it outside")
         now = self.clock.now()
         request = block_request(id, kind, input, deadline_of(now, deadline))
+        check_option("on_divergence", on_divergence, ("restart", "raise"))
         request = replace(request, on_divergence=on_divergence, reopen=reopen)
         return block.open_block(self, request)
 

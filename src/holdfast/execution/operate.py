@@ -23,6 +23,7 @@ from holdfast.core.errors import Closed, ConfigError, LimitError, StoreError
 from holdfast.execution import journal, keys, machine
 from holdfast.execution.claims import owner_alive
 from holdfast.execution.doubt import needs_decision
+from holdfast.execution.effects import Verdict
 from holdfast.execution.errors import ExecutionFinished, NoDecisionOpen
 from holdfast.execution.payloads import Failure
 from holdfast.store.owners import Alive, Dead, probe
@@ -30,7 +31,7 @@ from holdfast.store.owners import Alive, Dead, probe
 if TYPE_CHECKING:
     from holdfast.execution.context import Run
     from holdfast.execution.declare import Durable
-    from holdfast.execution.effects import StepDescriptor, Verdict
+    from holdfast.execution.effects import StepDescriptor
     from holdfast.execution.engine import Holdfast
     from holdfast.store.database import Row, Tx
 
@@ -246,6 +247,8 @@ async def decide(engine: Holdfast, id: str, position: str, decision: Verdict, *,
     _check_note(note, "note")
     if not by:
         raise ConfigError("a decision needs the name of who took it", "give by=…")
+    if not isinstance(decision, Verdict):
+        raise ConfigError(f"{decision!r} is not a decision", "use happened(value), not_happened() or abort()")
     if decision.answer == "unknown":
         raise ConfigError("unknown() is not a decision", "use happened(value), not_happened() or abort()")
     try:

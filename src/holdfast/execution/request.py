@@ -75,6 +75,10 @@ def call_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]
 
 def deadline_of(now: int, deadline: timedelta | None) -> int | None:
     """Return the instant of a deadline given as a duration."""
+    if deadline is not None and not isinstance(deadline, timedelta):
+        raise ConfigError(
+            f"deadline is {deadline!r}, not a timedelta", "give the longest life, for example timedelta(hours=1)"
+        )
     return None if deadline is None else now + micros(deadline)
 
 
@@ -96,6 +100,8 @@ def request_of(config: DurableConfig, now: int, call: Call[Any], asked: Options)
             maximum=config.payload_bytes_max,
             actual=len(blob),
         )
+    check_option("on_divergence", asked.on_divergence, ("restart", "raise"))
+    check_option("on_busy", asked.on_busy, ("wait", "raise"))
     if asked.id is not None:
         check_id(asked.id)
     id, minted = (asked.id, None) if asked.id is not None else _mint(now)
@@ -121,6 +127,12 @@ def block_request(id: str, kind: str, input: Any, deadline_at: int | None) -> Re
         input_hash=keys.arguments(canonical({"input": input})) if given else None, deadline_at=deadline_at,
         on_busy="raise",
     )  # fmt: skip
+
+
+def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse an option's value that is not of its closed set."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}", f"use {' or '.join(map(repr, allowed))}")
 
 
 def check_id(id: str) -> None:
