@@ -60,27 +60,27 @@ DECLARED: dict[str, Callable[[], object]] = {
     "parameter named like an option": lambda: holdfast.durable(kind="bad.keyword")(keyword_only),
     "durable no function": lambda: holdfast.durable(kind="bad.none")(ANY),
     "step no function": lambda: holdfast.step(effect=MONEY)(ANY),
-    "effect no effect": lambda: holdfast.step(effect="money")(nothing),  # type: ignore[call-overload]
+    "effect no effect": lambda: holdfast.step(effect="money")(nothing),
     "effect missing": lambda: holdfast.step(effect=ANY)(nothing),
-    "kind of effect": lambda: holdfast.exactly_once("cheap"),  # type: ignore[arg-type]
-    "policy no policy": lambda: holdfast.exactly_once("money", on_ambiguous="rerun"),  # type: ignore[arg-type]
-    "unknown_on no exceptions": lambda: holdfast.exactly_once("money", on_ambiguous=holdfast.fail(), unknown_on=(3,)),  # type: ignore[arg-type]
-    "raises no exceptions": lambda: holdfast.step(effect=MONEY, raises=("ValueError",))(nothing),  # type: ignore[arg-type]
-    "retry no retry": lambda: holdfast.step(effect=MONEY, retry=3)(nothing),  # type: ignore[call-overload]
+    "kind of effect": lambda: holdfast.exactly_once("cheap"),
+    "policy no policy": lambda: holdfast.exactly_once("money", on_ambiguous="rerun"),
+    "unknown_on no exceptions": lambda: holdfast.exactly_once("money", on_ambiguous=holdfast.fail(), unknown_on=(3,)),
+    "raises no exceptions": lambda: holdfast.step(effect=MONEY, raises=("ValueError",))(nothing),
+    "retry no retry": lambda: holdfast.step(effect=MONEY, retry=3)(nothing),
     "retry never": lambda: holdfast.Retry(max_attempts=0),
     "retry shrinking": lambda: holdfast.Retry(factor=0.5),
     "retry into the past": lambda: holdfast.Retry(initial=timedelta(seconds=-1)),
     "retry not a number": lambda: holdfast.Retry(factor=math.nan),
     "timeout negative": lambda: holdfast.step(effect=MONEY, timeout=timedelta(seconds=-1))(nothing),
-    "timeout no duration": lambda: holdfast.step(effect=MONEY, timeout=3)(nothing),  # type: ignore[call-overload]
+    "timeout no duration": lambda: holdfast.step(effect=MONEY, timeout=3)(nothing),
     "name empty": lambda: holdfast.step(effect=MONEY, name="")(nothing),
     "name with control characters": lambda: holdfast.step(effect=MONEY, name="a\x00b")(nothing),
-    "name no text": lambda: holdfast.step(effect=MONEY, name=3)(nothing),  # type: ignore[call-overload]
+    "name no text": lambda: holdfast.step(effect=MONEY, name=3)(nothing),
     "name no Unicode": lambda: holdfast.step(effect=MONEY, name="\ud800")(nothing),
     "fingerprint word": lambda: holdfast.step(effect=MONEY, fingerprint="arg")(nothing),
     "fingerprint parameter": lambda: holdfast.step(effect=MONEY, fingerprint=("who",))(nothing),
-    "fingerprint number": lambda: holdfast.step(effect=MONEY, fingerprint=3)(nothing),  # type: ignore[call-overload]
-    "probe no function": lambda: holdfast.reconcile(3),  # type: ignore[arg-type]
+    "fingerprint number": lambda: holdfast.step(effect=MONEY, fingerprint=3)(nothing),
+    "probe no function": lambda: holdfast.reconcile(3),
     "substitute of another type": lambda: holdfast.StepDescriptor(
         "a", holdfast.exactly_once("money", on_ambiguous=holdfast.skip("x")), result_type=int
     ),
@@ -88,12 +88,12 @@ DECLARED: dict[str, Callable[[], object]] = {
         "a", holdfast.exactly_once("money", on_ambiguous=holdfast.skip(object()))
     ),
     "description without effect": lambda: holdfast.StepDescriptor("a", ANY),
-    "description with text for bytes": lambda: holdfast.StepDescriptor("a", MONEY, fingerprint="text"),  # type: ignore[arg-type]
+    "description with text for bytes": lambda: holdfast.StepDescriptor("a", MONEY, fingerprint="text"),
     "result type that cannot be decoded to": lambda: holdfast.StepDescriptor("a", MONEY, result_type=3),
     "namespace too short": lambda: holdfast.open(":memory:", namespace=b"short"),
-    "namespace no bytes": lambda: holdfast.open(":memory:", namespace="0" * 16),  # type: ignore[arg-type]
+    "namespace no bytes": lambda: holdfast.open(":memory:", namespace="0" * 16),
     "setting out of range": lambda: holdfast.DurableConfig(poll_ms=0),
-    "setting of another type": lambda: holdfast.DurableConfig(poll_ms="1000"),  # type: ignore[arg-type]
+    "setting of another type": lambda: holdfast.DurableConfig(poll_ms="1000"),
     "setting that is a flag": lambda: holdfast.DurableConfig(poll_ms=True),
     "lease too short": lambda: holdfast.DurableConfig(lease_ms=1000, renew_ms=500),
     "branch without a name": lambda: holdfast.StepDescriptor("", MONEY),
@@ -133,21 +133,21 @@ def test_what_is_over_a_fixed_limit_is_refused_and_named(case: str) -> None:
 Call = Callable[[holdfast.Holdfast], Awaitable[Any]]
 
 CALLED: dict[str, Call] = {
-    "a plain function": lambda hf: hf.run(nothing),  # type: ignore[arg-type]
+    "a plain function": lambda hf: hf.run(nothing),
     "nothing": lambda hf: hf.run(ANY),
     "a coroutine": lambda hf: closed(hf),
-    "arguments beside a bound call": lambda hf: hf.run(program.bind(1), 2),  # type: ignore[call-overload]
+    "arguments beside a bound call": lambda hf: hf.run(program.bind(1), 2),
     "an empty id": lambda hf: hf.run(program, id=""),
     "an id with control characters": lambda hf: hf.run(program, id="a\nb"),
     "an id with a delete": lambda hf: hf.run(program, id="a\x7f"),
-    "an id that is no text": lambda hf: hf.run(program, id=3),  # type: ignore[arg-type]
-    "an id of bytes": lambda hf: hf.run(program, id=b"e"),  # type: ignore[arg-type]
+    "an id that is no text": lambda hf: hf.run(program, id=3),
+    "an id of bytes": lambda hf: hf.run(program, id=b"e"),
     "an id that is no Unicode": lambda hf: hf.run(program, id="\ud800"),
     "an id too long": lambda hf: hf.run(program, id="é" * 128),
-    "an unknown on_divergence": lambda hf: hf.run(program, id="e", on_divergence="rasie"),  # type: ignore[call-overload]
-    "an unknown on_busy": lambda hf: hf.run(program, id="e", on_busy="now"),  # type: ignore[call-overload]
-    "a deadline that is no duration": lambda hf: hf.run(program, id="e", deadline=3),  # type: ignore[call-overload]
-    "a deadline that is an instant": lambda hf: hf.run(program, id="e", deadline=datetime.now(UTC)),  # type: ignore[call-overload]
+    "an unknown on_divergence": lambda hf: hf.run(program, id="e", on_divergence="rasie"),
+    "an unknown on_busy": lambda hf: hf.run(program, id="e", on_busy="now"),
+    "a deadline that is no duration": lambda hf: hf.run(program, id="e", deadline=3),
+    "a deadline that is an instant": lambda hf: hf.run(program, id="e", deadline=datetime.now(UTC)),
     "a block of a bad kind": lambda hf: block(hf, "e", kind="Turn"),
     "a block of an empty id": lambda hf: block(hf, "", kind="turn"),
     "a block with an unknown on_divergence": lambda hf: block(hf, "e", kind="turn", on_divergence="x"),
@@ -155,21 +155,21 @@ CALLED: dict[str, Call] = {
     "a decision at a negative position": lambda hf: hf.decide("e", "-1", holdfast.abort(), by="ann"),
     "a decision of nobody": lambda hf: hf.decide("e", "0", holdfast.abort(), by=""),
     "a decision that decides nothing": lambda hf: hf.decide("e", "0", holdfast.unknown(), by="ann"),
-    "a decision that is no verdict": lambda hf: hf.decide("e", "0", "abort", by="ann"),  # type: ignore[arg-type]
+    "a decision that is no verdict": lambda hf: hf.decide("e", "0", "abort", by="ann"),
     "a note too long": lambda hf: hf.decide("e", "0", holdfast.abort(), by="ann", note="x" * 2001),
     "a reason too long": lambda hf: hf.cancel("e", reason="x" * 2001),
     "a page of nothing": lambda hf: hf.list(limit=0),
     "a page too long": lambda hf: hf.list(limit=501),
-    "a page that is no number": lambda hf: hf.list(limit="10"),  # type: ignore[arg-type]
+    "a page that is no number": lambda hf: hf.list(limit="10"),
     "a cursor of another list": lambda hf: hf.list(cursor="abc"),
-    "a cursor that is no text": lambda hf: hf.list(cursor=3),  # type: ignore[arg-type]
+    "a cursor that is no text": lambda hf: hf.list(cursor=3),
 }
 
 
 async def closed(hf: holdfast.Holdfast) -> None:
     coroutine = nothing()
     try:
-        await hf.run(coroutine)  # type: ignore[call-overload]
+        await hf.run(coroutine)
     finally:
         coroutine.close()
 

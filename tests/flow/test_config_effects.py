@@ -877,7 +877,7 @@ async def outside_execution(stage: Stage) -> BaseException:
 @raises(errors.FingerprintError)
 async def fingerprint(stage: Stage) -> BaseException:
     async def call() -> None:
-        await send(object())  # type: ignore[arg-type]
+        await send(object())
 
     async with stage.open() as hf:
         failed = await caught(hf.run(Script("err.fingerprint").become(call), id="e"), errors.ExecutionFailed)

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from tests.flow.commandline import ask, command
 from tests.flow.programs import run
-from tests.stage import Outside, Stage
+from tests.stage import Outside, Stage, turns
 
 import holdfast
-from holdfast.testing import Crashed, ManualClock, crash
+from holdfast.testing import Crashed, ManualClock, WriterFaults, crash
 
 MONEY = "money"
 
@@ -652,6 +652,160 @@ async def test_reruns_of_a_key_come_to_an_end(stage: Stage, policy: str) -> None
 def never(handle: holdfast.StepHandle) -> holdfast.Verdict:
     """A probe that always says: it did not happen."""
     return holdfast.not_happened()
+
+
+@pytest.mark.parametrize("kind", ["money", "cost_bearing"])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_nothing_acts_on_an_ambiguity_whose_audit_cannot_be_written(stage: Stage, policy: str, kind: str) -> None:
+    """DX-28: not even what may go on without its journal."""
+    program = program_of(stage, POLICIES[policy](stage) if policy != "reconcile" else holdfast.reconcile(never), kind)
+    await stage.die("effect.returned", program, 3, id="e")
+    async with stage.open(ack_timeout_ms=100) as hf:
+        faults = WriterFaults(hf)
+        faults.stall()
+        with pytest.raises(holdfast.JournalUnavailable):
+            await hf.run(program, 3, id="e")
+        assert stage.outside.count("pay") == 1
+        faults.resume()
+    async with stage.open() as hf:
+        try:
+            assert (await hf.run(program, 3, id="e"))[2] == "paid 3"
+        except holdfast.NeedsDecision:
+            assert policy == "fail"
+        assert stage.outside.count("pay") <= 1 + len(await ambiguities(hf))
+        assert (await hf.verify()).ok
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+async def test_an_execution_does_not_fail_over_an_open_intent(stage: Stage, policy: str) -> None:
+    """DX-27."""
+    begun = asyncio.Event()
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=POLICIES[policy](stage)))
+    async def pay() -> str:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+        return "paid"
+
+    @holdfast.durable(kind="exactly_once.fails.over")
+    async def program() -> None:
+        call = asyncio.ensure_future(pay())
+        await begun.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        raise LookupError("of its own")
+
+    async with stage.open() as hf:
+        expected: Any = holdfast.ExecutionFailed if policy == "skip" else holdfast.NeedsDecision
+        with pytest.raises(expected):
+            await hf.run(program, id="e")
+        assert await status(hf) == ("failed" if policy == "skip" else "needs_decision")
+        assert (await hf.verify()).ok
+
+
+async def test_what_stops_the_process_in_an_effect_records_nothing(stage: Stage) -> None:
+    """DX-27."""
+
+    class Stop(BaseException):
+        """As KeyboardInterrupt or SystemExit, which would stop the test too."""
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.rerun()))
+    async def pay() -> str:
+        stage.outside.happen("pay")
+        if stage.outside.count("pay") == 1:
+            raise Stop
+        return "paid"
+
+    @holdfast.durable(kind="exactly_once.stops")
+    async def program() -> str:
+        return await pay()
+
+    async with stage.open() as hf:
+        with pytest.raises(Stop):
+            await hf.run(program, id="e")
+        assert await status(hf) == "pending"
+        assert [(entry.part, entry.attempt) for entry in await hf.history("e")] == [("opened", 1)]
+        assert await hf.run(program, id="e") == "paid"
+        assert len(await ambiguities(hf)) == 1
+        assert (await hf.verify()).ok
+
+
+async def test_steps_in_flight_end_before_an_execution_waits_for_a_decision(stage: Stage) -> None:
+    """§3: needs_decision, in-flight steps drained."""
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.fail()))
+    async def pay() -> str:
+        raise holdfast.OutcomeUnknown
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def slow() -> str:
+        await turns(300)
+        stage.outside.happen("slow")
+        return "slow"
+
+    @holdfast.durable(kind="exactly_once.drains")
+    async def program() -> list[str]:
+        return list(await asyncio.gather(slow(), pay()))
+
+    async with stage.open() as hf:
+        with pytest.raises(holdfast.NeedsDecision) as raised:
+            await hf.run(program, id="e")
+        assert raised.value.positions == ("1",)
+        assert ("0", "value") in [(entry.position, entry.outcome) for entry in await hf.history("e")]
+        await hf.decide("e", "1", holdfast.happened("paid"), by="ann")
+        assert await hf.run(program, id="e") == ["slow", "paid"]
+    assert stage.outside.lines() == ["slow"]
+
+
+async def test_the_policy_of_todays_program_counts(stage: Stage) -> None:
+    """DX-25, DX-21."""
+    policies = [holdfast.fail(), holdfast.rerun()]
+
+    @holdfast.durable(kind="exactly_once.changes")
+    async def program() -> str:
+        @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=policies[0]))
+        async def pay() -> str:
+            stage.outside.happen("pay")
+            return "paid"
+
+        return await pay()
+
+    await stage.die("effect.returned", program, id="e")
+    del policies[0]
+    async with stage.open() as hf:
+        assert await hf.run(program, id="e") == "paid"
+        assert [record.policy for record in await ambiguities(hf)] == ["rerun"]
+        assert [record.event for record in await hf.audit("e")].count("advisory_change") == 1
+        found = await hf.get("e")
+        assert found is not None
+        assert found.generation == 1
+    assert stage.outside.count("pay") == 2
+
+
+async def test_an_operator_may_give_a_lost_value(stage: Stage) -> None:
+    """DX-29: a no_value position also takes happened."""
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.fail()))
+    async def pay() -> str:
+        stage.outside.happen("pay")
+        return "x" * 5000
+
+    @holdfast.durable(kind="exactly_once.lost")
+    async def program() -> str:
+        return await pay()
+
+    async with stage.open(payload_bytes_max=1000) as hf:
+        for _ in range(2):
+            with pytest.raises(holdfast.ExecutionFailed):
+                await hf.run(program, id="e", reopen=True)
+        for decision in (holdfast.not_happened(), holdfast.abort()):
+            with pytest.raises(holdfast.NoDecisionOpen):
+                await hf.decide("e", "0", decision, by="ann")
+        await hf.decide("e", "0", holdfast.happened("short"), by="ann")
+        await hf.resume("e")
+        assert await hf.run(program, id="e") == "short"
+        assert (await hf.verify()).ok
+    assert stage.outside.count("pay") == 1
 
 
 # --- policies and audit --------------------------------------------------------------------------------

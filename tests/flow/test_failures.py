@@ -122,6 +122,29 @@ async def test_each_guarded_attempt_has_its_own_intent(stage: Stage) -> None:
     assert stage.outside.lines() == ["pay 1", "pay 2", "pay 3"]
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_retry_counts_the_attempts_before_a_crash(stage: Stage, guarded: bool) -> None:
+    """DX-33."""
+    effect = holdfast.exactly_once("money", on_ambiguous=holdfast.fail()) if guarded else holdfast.at_least_once()
+
+    @holdfast.step(effect=effect, retry=holdfast.Retry(max_attempts=3, initial=timedelta(0)))
+    async def fetch() -> None:
+        stage.outside.happen("fetch", holdfast.current_step().attempt)
+        raise ConnectionError("refused")
+
+    @holdfast.durable(kind="failures.budget")
+    async def program() -> int:
+        try:
+            await fetch()
+        except holdfast.StepFailed as error:
+            return error.attempts
+        return 0
+
+    await stage.die("outcome.acked", program, id="e", hit=2)
+    assert await stage.run(program, id="e") == 3
+    assert stage.outside.lines() == ["fetch 1", "fetch 2", "fetch 3"]
+
+
 @pytest.mark.parametrize(
     ("options", "attempts"),
     [
@@ -235,6 +258,29 @@ async def test_a_listed_exception_is_itself_live_and_on_replay(stage: Stage, eff
     ]
     assert seen[0][3][:2] == ("3", f"{__name__}.Stubborn")
     assert len(stage.outside.lines()) == 4
+
+
+async def test_a_step_failure_has_its_cause_only_live(stage: Stage) -> None:
+    """DX-32."""
+    causes: list[BaseException | None] = []
+
+    @holdfast.step(effect=holdfast.idempotent())
+    async def work(fails: bool) -> None:
+        if fails:
+            raise LookupError
+
+    @holdfast.durable(kind="failures.causes")
+    async def program() -> None:
+        try:
+            await work(True)
+        except holdfast.StepFailed as error:
+            causes.append(error.__cause__)
+        await work(False)
+
+    await stage.die("outcome.acked", program, id="e", hit=2)
+    await stage.run(program, id="e")
+    assert isinstance(causes[0], LookupError)
+    assert causes[1] is None
 
 
 async def test_a_durable_function_may_list_what_run_raises_as_itself(stage: Stage) -> None:

@@ -317,6 +317,58 @@ async def test_gather_settles_all_and_raises_the_error_of_the_lowest_index(stage
     assert await stage.run(program, id="e") == ["0", "ValueError(1)"]
 
 
+async def test_gather_opens_branches_only_for_what_is_no_durable_call(stage: Stage) -> None:
+    """DX-14: a branch and a race have their position already."""
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def work(number: int) -> int:
+        return number
+
+    async def helper(number: int) -> int:
+        return await work(number)
+
+    async def calls_nothing() -> int:
+        return 6
+
+    @holdfast.durable(kind="positions.durable.arguments")
+    async def program() -> list[Any]:
+        found = await holdfast.gather(
+            holdfast.branch("a").run(helper, 1), holdfast.first(work(2), work(3)), holdfast.random(), work(4),
+            helper(5), calls_nothing(),
+        )  # fmt: skip
+        return [found[0], list(found[1]), found[3:]]
+
+    await stage.die("finish.queued", program, id="e")
+    async with stage.open() as hf:
+        assert await hf.run(program, id="e") == [1, [0, 2], [4, 5, 6]]
+        found = {(entry.position, entry.kind, entry.name) for entry in await hf.history("e")}
+    assert sorted(found) == [
+        ("0", "branch", "a"), ("0.0", "step", "work"), ("1", "step", "work"), ("2", "step", "work"), ("3", "first", ""),
+        ("4", "random", ""), ("5", "step", "work"), ("6", "branch", "branch"), ("6.0", "step", "work"),
+        ("7", "branch", "branch"),
+    ]  # fmt: skip
+
+
+async def test_a_task_group_takes_durable_calls(stage: Stage) -> None:
+    """DX-13."""
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def work(number: int) -> int:
+        await turns(10 - number)
+        stage.outside.happen("work")
+        return number
+
+    @holdfast.durable(kind="positions.group")
+    async def program() -> list[int]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work(number)) for number in range(5)]
+        return [task.result() for task in tasks]
+
+    await stage.die("finish.queued", program, id="e")
+    assert await stage.run(program, id="e") == list(range(5))
+    assert stage.outside.count("work") == 5
+
+
 async def test_a_parallel_block_reports_the_errors_nobody_awaited(stage: Stage) -> None:
     """§22: the exit awaits all, cancels none, raises an ExceptionGroup of errors nobody awaited."""
 
@@ -449,7 +501,7 @@ async def test_effects_do_not_nest_and_executions_do_not_start_executions(stage:
     @holdfast.step(effect=holdfast.at_least_once())
     async def outer() -> str:
         for call in (pay, pay.recorded, holdfast.now, holdfast.random, holdfast.uuid, holdfast.gather,
-                     lambda: holdfast.patched("x"), lambda: holdfast.branch("x").run(ordinary),
+                     ordinary.recorded, lambda: holdfast.patched("x"), lambda: holdfast.branch("x").run(ordinary),
                      lambda: hf.run(inner, id="inner")):  # fmt: skip
             await refused(call)
         return await ordinary()
@@ -465,7 +517,7 @@ async def test_effects_do_not_nest_and_executions_do_not_start_executions(stage:
         assert [(entry.position, entry.name) for entry in await hf.history("e")] == [("0", "outer")]
         assert await hf.get("inner") is None
     assert stage.outside.lines() == []
-    assert len(errors) == 12
+    assert len(errors) == 13
     assert not any("child" in f"{error} {error.hint}" for error in errors), "there are no children yet"
 
 
@@ -495,6 +547,52 @@ async def test_a_nested_effect_that_nobody_catches_is_no_recorded_failure(stage:
         await hf.resume("e")
         assert await hf.run(program, id="e") == "mended"
     assert stage.outside.lines() == []
+
+
+async def test_positions_have_a_depth_limit(stage: Stage) -> None:
+    """§16: 16 levels."""
+
+    @holdfast.step(effect=holdfast.idempotent())
+    async def work() -> str:
+        return holdfast.current_step().position
+
+    async def deep(levels: int) -> str:
+        if levels == 1:
+            return await work()
+        async with holdfast.branch("b"):
+            return await deep(levels - 1)
+
+    @holdfast.durable(kind="positions.deep")
+    async def program(levels: int) -> str:
+        return await deep(levels)
+
+    async with stage.open() as hf:
+        assert await hf.run(program, 16, id="deep") == ".".join(["0"] * 16)
+        with pytest.raises(holdfast.ExecutionFailed) as raised:
+            await hf.run(program, 17, id="deeper")
+        assert isinstance(raised.value.__cause__, holdfast.LimitError)
+        assert raised.value.__cause__.maximum == 16
+
+
+def test_names_fingerprints_and_retries_have_limits() -> None:
+    """§16: beyond any limit a LimitError naming it, never truncation."""
+    for made, maximum in (
+        (lambda: holdfast.StepDescriptor("x" * 129, holdfast.idempotent()), 128),
+        (lambda: holdfast.StepDescriptor("é" * 65, holdfast.idempotent()), 128),
+        (lambda: holdfast.StepDescriptor("x", holdfast.idempotent(), fingerprint=bytes(64 * 1024 + 1)), 64 * 1024),
+        (lambda: holdfast.Retry(max_attempts=1001), 1000),
+    ):
+        with pytest.raises(holdfast.LimitError) as raised:
+            made()
+        assert raised.value.maximum == maximum
+        assert raised.value.actual > maximum
+        assert raised.value.limit
+    holdfast.StepDescriptor("x" * 128, holdfast.idempotent(), fingerprint=bytes(64 * 1024))
+    for name in ("", "a\nb", "\ud800"):
+        with pytest.raises(holdfast.ConfigError):
+            holdfast.StepDescriptor(name, holdfast.idempotent())
+    with pytest.raises(holdfast.ConfigError):
+        holdfast.Retry(max_attempts=0)
 
 
 # --- time and chance ---------------------------------------------------------------------------------

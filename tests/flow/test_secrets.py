@@ -275,7 +275,7 @@ async def test_no_payload_argument_or_whole_key_is_ever_told(
     assert story.keys
     assert "WARNING" in {record.levelname for record in caplog.records}
     for place, text in told.items():
-        assert text, place
+        assert text or place == "output", place  # a quiet run is told nothing there
         found = [secret for secret in SECRETS if secret in text]
         assert found == [], (place, found)
         whole = [key for key in story.keys if key in text.lower() or repr(bytes.fromhex(key)) in text]

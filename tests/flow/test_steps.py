@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from tests.flow.programs import Program
@@ -267,6 +268,24 @@ async def test_a_plain_function_runs_in_a_thread_and_knows_its_step(stage: Stage
     assert stage.outside.count("look") == 1
 
 
+async def test_a_plain_program_calls_its_steps_bare(stage: Stage) -> None:
+    """§22: a plain durable function has its own thread."""
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    def work(number: int) -> int:
+        stage.outside.happen("work", number)
+        return number * 2
+
+    @holdfast.durable(kind="steps.plain")
+    def program(number: int) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        return work(number) + work(number + 1)
+
+    await stage.die("outcome.acked", program, 1, id="e")
+    assert await stage.run(program, 1, id="e") == 6
+    assert stage.outside.lines() == ["work 1", "work 2"]
+
+
 async def test_outside_an_execution_steps_are_functions_and_other_calls_refuse() -> None:
     """DX-9."""
 
@@ -291,6 +310,85 @@ async def test_outside_an_execution_steps_are_functions_and_other_calls_refuse()
                  lambda: holdfast.patched("x"), pay.recorded):  # fmt: skip
         with pytest.raises(holdfast.OutsideExecution):
             call()
+
+
+@pytest.mark.parametrize(
+    ("id", "error"),
+    [
+        pytest.param("x" * 256, holdfast.LimitError, id="too long"),
+        pytest.param("é" * 128, holdfast.LimitError, id="too long in UTF-8"),
+        pytest.param("a\nb", holdfast.ConfigError, id="a line feed"),
+        pytest.param("a\x7f", holdfast.ConfigError, id="a control character"),
+        pytest.param("", holdfast.ConfigError, id="nothing"),
+        pytest.param("\ud800", holdfast.ConfigError, id="half a character"),
+    ],
+)
+async def test_an_id_that_cannot_be_is_refused(stage: Stage, id: str, error: type[Exception]) -> None:
+    """DX-1."""
+
+    @holdfast.durable(kind="steps.ids")
+    async def program() -> None:
+        return None
+
+    async with stage.open() as hf:
+        for call in (hf.run, hf.start):
+            with pytest.raises(error):
+                await call(program, id=id)
+        with pytest.raises(error):
+            async with hf.execution(id, kind="steps.ids"):
+                pass
+        assert (await hf.list()).items == []
+
+
+async def test_ids_are_compared_byte_by_byte(stage: Stage) -> None:
+    """DX-1."""
+
+    @holdfast.durable(kind="steps.ids.equal")
+    async def program(number: int) -> int:
+        return number
+
+    ids = ["é", "e\u0301", "É", "e", "E", "é ", "é" * 127, "%65", "a/b"]
+    async with stage.open() as hf:
+        for number, id in enumerate(ids):
+            assert await hf.run(program, number, id=id) == number
+        assert {each.id for each in (await hf.list()).items} == set(ids)
+        minted = await hf.start(program, 1)
+        assert UUID(minted.id).version == 7
+        assert (await minted.info()).uid == minted.id
+
+
+def test_a_kind_names_one_function() -> None:
+    """DX-2."""
+
+    async def program() -> None:
+        return None
+
+    for kind in ("", "A", "1a", "a b", "a" * 65, "ä", "a\n"):
+        with pytest.raises((holdfast.ConfigError, holdfast.LimitError)):
+            holdfast.durable(kind=kind)(program)
+    holdfast.durable(kind="steps.kind")(program)
+    holdfast.durable(kind="steps.kind")(program)
+    with pytest.raises(holdfast.ConfigError, match=r"steps\.kind"):
+
+        @holdfast.durable(kind="steps.kind")
+        async def other() -> None: ...
+
+    with pytest.raises(holdfast.ConfigError, match="deadline"):
+
+        @holdfast.durable(kind="steps.options")
+        async def keyword_only(*, deadline: int) -> None: ...
+
+
+async def test_a_parameter_named_like_an_option_is_passed_by_position(stage: Stage) -> None:
+    """DX-2."""
+
+    @holdfast.durable(kind="steps.named.like.options")
+    async def program(id: str, deadline: int) -> str:
+        return f"{id} {deadline}"
+
+    async with stage.open() as hf:
+        assert await hf.run(program, "a", 5, id="e") == "a 5"
+        assert await hf.run(program.bind(id="a", deadline=5), id="e") == "a 5"
 
 
 # --- blocks -----------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ async def test_a_connection_that_hangs_is_replaced(
     fragile: PostgresDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its session may wake up and commit what is being committed again."""
-    monkeypatch.setattr(postgres_batch, "STALL_S", 0.05)
+    monkeypatch.setattr(postgres_batch, "STALL_S", 0.3)
     pks = await executions(fragile, 6)
     await put(fragile, *(entry(fragile, pk, 0) for pk in pks))
     appends = [entry(fragile, pk, 1) for pk in pks]

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import uuid
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core import ids
 
 NOW = 1_767_225_600_000_000
+
+
+@pytest.fixture(autouse=True)
+def _fresh_mint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids never go back behind those of other tests, so each test here gets a mint of its own."""
+    monkeypatch.setattr(ids, "_mint", ids._Mint())
 
 
 def test_minted_ids_are_uuid7_of_their_millisecond() -> None:
