@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from holdfast.core.codec import decode, encode
+from holdfast.core.errors import LimitError
 from holdfast.core.loops import spawn
 from holdfast.execution import keys
 from holdfast.execution.context import current_scope
@@ -39,11 +40,23 @@ _SHAPES = {kind: keys.shape(framed, b"") for kind, framed in _FRAMED.items()}
 # --- values that are recorded ---------------------------------------------------------------------
 
 
+DEPTH_MAX = 16
+"""Levels of a position: it is part of an index, and of what people read."""
+
+
 class Branch:
     """A part of the program with positions of its own. Enter it once, in the task that uses it."""
 
     def __init__(self, label: str, scope: Scope | None, kind: str = "branch") -> None:
         check_name(label, kind)
+        if scope is not None and len(scope.path) // 4 + 2 > DEPTH_MAX:
+            raise LimitError(
+                f"{kind} {label!r} would nest positions more than {DEPTH_MAX} levels deep",
+                "flatten the program, or let an inner part be one step",
+                limit="position_depth",
+                maximum=DEPTH_MAX,
+                actual=len(scope.path) // 4 + 2,
+            )
         self.label = label
         self._asked = Asked(scope, kind, label) if scope is not None else None
         self._labels = scope.label(label) if scope is not None else b""

@@ -489,7 +489,11 @@ def _require_scope(step: BaseStep[..., Any]) -> Scope:
     scope = _scope.get()
     if scope is None:
         raise OutsideExecution(f"{step.name}.recorded() was called outside an execution", "call the step itself there")
-    step.nested()
+    effect = _effect.get()
+    if effect is not None:
+        raise NestedEffect(
+            f"{step.name}.recorded() was called inside the running step {effect.name!r}", "call the step itself there"
+        )
     return scope
 
 

@@ -212,6 +212,13 @@ def attempts(records: Iterable[Record]) -> int:
     return max((record.attempt for record in records), default=0)
 
 
+def tries(records: Iterable[Record]) -> int:
+    """Count the failures that a retry's `max_attempts` has to reckon with: those since the step was last re-armed."""
+    failed = [record for record in records if record.part == FAILED]
+    rearmed = max((record.attempt for record in failed if record.due_at is None), default=0)
+    return sum(record.due_at is not None and record.attempt > rearmed for record in failed)
+
+
 def reruns(records: Iterable[Record]) -> int:
     """Count the attempts that were begun because nobody knew how the one before had ended."""
     begun = {record.attempt for record in records if record.part == OPENED and record.attempt > 0}

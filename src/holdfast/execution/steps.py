@@ -204,7 +204,7 @@ class StepCall:
             case machine.Due(attempt, due_at):
                 if due_at is not None and due_at > run.clock.now():
                     await self.wait_retry(due_at)
-                return await self.live(attempt)
+                return await self.live(attempt, tries=machine.tries(records))
             case machine.Held():
                 return doubt.stop(self)
         return await self.live(1)
@@ -299,10 +299,9 @@ class StepCall:
         self.run.halt(error)
         return error
 
-    async def live(self, attempt: int, *, intended: bool = False, reruns: int = 0) -> Any:
+    async def live(self, attempt: int, *, intended: bool = False, reruns: int = 0, tries: int = 0) -> Any:
         """Run attempts until one has an outcome, and record it."""
         run, spec = self.run, self.spec
-        first = attempt
         if run.resumed_at:
             run.caught_up()
         while True:
@@ -331,7 +330,8 @@ class StepCall:
                 finally:
                     _effect.reset(token)
             except Exception as error:  # noqa: BLE001 - whatever it raised is recorded, and raised
-                due_at = await self.failed(error, attempt, attempt - first + 1)
+                tries += 1
+                due_at = await self.failed(error, attempt, tries)
             except BaseException as error:
                 self.stopped(handle, error)
                 raise
