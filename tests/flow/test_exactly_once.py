@@ -703,6 +703,165 @@ async def test_an_execution_does_not_fail_over_an_open_intent(stage: Stage, poli
         assert (await hf.verify()).ok
 
 
+@pytest.mark.parametrize("program_turns", [0, 1, 2])
+async def test_no_execution_completes_over_an_intent_on_its_way(stage: Stage, program_turns: int) -> None:
+    """DX-27: the program returns while a guarded step of its is between its call and its effect."""
+    left: list[asyncio.Future[str]] = []
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.rerun()))
+    async def pay() -> str:
+        stage.outside.happen("pay")
+        return "paid"
+
+    @holdfast.durable(kind="exactly_once.leaves")
+    async def program() -> str:
+        left.append(asyncio.ensure_future(pay()))
+        await turns(program_turns)
+        return "left"
+
+    async with stage.open() as hf:
+        assert await hf.run(program, id="e") == "left"
+        await asyncio.wait(left)
+        entries = [entry.part for entry in await hf.history("e")]
+        if left[0].exception() is None:
+            assert entries == ["opened", "outcome"]
+            assert stage.outside.lines() == ["pay"]
+        else:
+            assert type(left[0].exception()) is holdfast.ExecutionFinished
+            assert entries == []
+            assert stage.outside.lines() == []
+        assert (await hf.verify()).ok
+
+
+async def test_a_guarded_effect_left_behind_ends_before_the_execution(stage: Stage) -> None:
+    """DX-5."""
+    left: list[asyncio.Future[str]] = []
+    begun = asyncio.Event()
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.fail()))
+    async def pay() -> str:
+        begun.set()
+        await turns(200)
+        stage.outside.happen("pay")
+        return "paid"
+
+    @holdfast.durable(kind="exactly_once.leaves.running")
+    async def program() -> str:
+        left.append(asyncio.ensure_future(pay()))
+        await begun.wait()
+        return "left"
+
+    async with stage.open() as hf:
+        assert await hf.run(program, id="e") == "left"
+        assert stage.outside.lines() == ["pay"]
+        assert [(entry.part, entry.outcome) for entry in await hf.history("e")] == [
+            ("opened", None),
+            ("outcome", "value"),
+        ]
+        await asyncio.wait(left)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rerun", "reconcile", "fail"])
+async def test_a_loser_in_doubt_is_settled_as_its_policy_says(stage: Stage, policy: str) -> None:
+    """DX-19 and DX-27: `first` gave the call up, so it is as if the program had."""
+    go = asyncio.Event()
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=POLICIES[policy](stage)))
+    async def pay() -> str:
+        stage.outside.happen("pay")
+        await go.wait()
+        return "paid 3"
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def quick() -> str:
+        while not stage.outside.count("pay"):
+            await turns(1)
+        return "quick"
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def sibling() -> str:
+        while True:  # until the race is on disk but for its end
+            await turns(10)
+            entries = {(entry.position, entry.part) for entry in await hf.history("e")}
+            if ("0.1", "outcome") in entries:
+                return "sibling"
+
+    async def racing() -> list[Any]:
+        return list(await holdfast.first(pay(), quick()))
+
+    async def beside() -> str:
+        return await sibling()
+
+    @holdfast.durable(kind="exactly_once.loses")
+    async def program() -> list[Any]:
+        return list(await holdfast.gather(racing(), beside()))
+
+    async with stage.open() as hf:
+        with crash("outcome.acked", 2, "raise"), pytest.raises(Crashed):
+            await hf.run(program, id="e")
+    go.set()
+    async with stage.open() as hf:
+        recorded = {(entry.position, entry.part) for entry in await hf.history("e")}
+        assert recorded >= {("0.0", "opened"), ("0.2", "outcome"), ("1.0", "outcome")}
+        assert ("0.0", "outcome") not in recorded
+        if policy == "skip":
+            assert await hf.run(program, id="e") == [[1, "quick"], "sibling"]
+            assert [entry.outcome for entry in await hf.history("e") if entry.position == "0.0"] == [None, "assumed"]
+        else:
+            with pytest.raises(holdfast.NeedsDecision) as raised:
+                await hf.run(program, id="e")
+            await hf.decide("e", *raised.value.positions, holdfast.happened("paid 3"), by="ann")
+            assert await hf.run(program, id="e") == [[1, "quick"], "sibling"]
+        assert len(await ambiguities(hf)) == 1
+        assert (await hf.verify()).ok
+    assert stage.outside.lines() == ["pay"]
+
+
+async def test_an_effect_that_never_knows_its_fate_comes_to_an_end(stage: Stage) -> None:
+    """DX-28: without any crash."""
+
+    @holdfast.step(effect=holdfast.exactly_once(MONEY, on_ambiguous=holdfast.rerun()))
+    async def pay() -> str:
+        stage.outside.happen("pay")
+        raise holdfast.OutcomeUnknown
+
+    @holdfast.durable(kind="exactly_once.never.knows")
+    async def program() -> str:
+        return await pay()
+
+    async with stage.open(ambiguous_attempts_max=3) as hf:
+        with pytest.raises(holdfast.NeedsDecision):
+            await hf.run(program, id="e")
+        assert len(await ambiguities(hf)) == 4
+        assert (await hf.verify()).ok
+    assert stage.outside.count("pay") == 4
+
+
+async def test_a_step_says_which_errors_leave_its_fate_unknown(stage: Stage) -> None:
+    """DX-26."""
+
+    def pays(*unknown_on: type[Exception]) -> Any:
+        effect = holdfast.exactly_once(MONEY, on_ambiguous=holdfast.skip("assumed"), unknown_on=unknown_on)
+
+        @holdfast.step(effect=effect)
+        async def pay(error: str) -> str:
+            raise {"timeout": TimeoutError, "lookup": KeyError}[error]
+
+        return pay
+
+    @holdfast.durable(kind="exactly_once.unknown.on")
+    async def program() -> list[str]:
+        found = []
+        for call in (pays()("timeout"), pays(LookupError)("timeout"), pays(LookupError)("lookup")):
+            try:
+                found.append(await call)
+            except holdfast.StepFailed as error:
+                found.append(error.error_type)
+        return found
+
+    assert await stage.run(program, id="e") == ["TimeoutError", "TimeoutError", "assumed"]
+
+
 async def test_what_stops_the_process_in_an_effect_records_nothing(stage: Stage) -> None:
     """DX-27."""
 

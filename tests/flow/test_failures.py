@@ -482,6 +482,26 @@ async def test_a_result_that_is_too_large_is_lost_or_spilled(stage: Stage) -> No
     assert len(stage.outside.lines()) == 4
 
 
+async def test_a_result_that_does_not_fit_its_declared_type_is_lost(stage: Stage) -> None:
+    """DX-34."""
+
+    @holdfast.step(effect=holdfast.at_least_once())
+    async def count() -> int:
+        stage.outside.happen("count")
+        return "three"  # type: ignore[return-value]  # what this is about
+
+    @holdfast.durable(kind="failures.misfits")
+    async def program() -> str:
+        try:
+            return str(await count())
+        except holdfast.ResultUnserializable:
+            return "lost"
+
+    await stage.die("finish.queued", program, id="e")
+    assert await stage.run(program, id="e") == "lost"
+    assert stage.outside.count("count") == 1
+
+
 async def test_an_input_over_the_limit_is_refused_before_anything_is_written(stage: Stage) -> None:
     """DX-34."""
 

@@ -294,6 +294,31 @@ async def test_helpers_that_call_steps_need_a_branch_each(stage: Stage) -> None:
     assert stage.outside.count("work") == 5
 
 
+async def test_a_call_may_be_awaited_elsewhere_but_not_made_there(stage: Stage) -> None:
+    """DX-15: `asyncio.wait_for` makes a task of its own on Python 3.11."""
+
+    @holdfast.step(effect=holdfast.idempotent())
+    async def work(number: int) -> int:
+        return number
+
+    async def helper() -> int:
+        return await work(2)
+
+    @holdfast.durable(kind="positions.elsewhere")
+    async def program() -> list[Any]:
+        found: list[Any] = [await asyncio.wait_for(work(1), 60)]
+        try:
+            found.append(await asyncio.get_running_loop().create_task(helper()))
+        except holdfast.ForeignTask as error:
+            found.append("asyncio.timeout" in error.hint)
+        async with asyncio.timeout(60):
+            return [*found, await helper()]
+
+    async with stage.open() as hf:
+        assert await hf.run(program, id="e") == [1, True, 2]
+        assert [entry.position for entry in await hf.history("e")] == ["0", "1"]
+
+
 async def test_gather_settles_all_and_raises_the_error_of_the_lowest_index(stage: Stage) -> None:
     """DX-14."""
 

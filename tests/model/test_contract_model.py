@@ -131,6 +131,8 @@ class Effects:
     seen: Any = None
     acked: bool = False
     after_ack: int = 0
+    behind: dict[str, Any] = field(default_factory=dict)
+    """Recorded values that were made before its last operation ended, so that its outcome stands behind them."""
 
 
 class World:
@@ -150,9 +152,10 @@ class World:
         effects = self.effects[place]
         assert not effects.acked or effects.seen == value, f"{place}: {effects.seen} became {value}"
         effects.seen, effects.acked = value, True
-        for earlier, ridden in self.riding.items():
+        for earlier, ridden in effects.behind.items():
             assert self.values.setdefault(earlier, ridden) == ridden, f"{earlier} changed"
-        self.riding.clear()
+            self.riding.pop(earlier, None)
+        effects.behind = {}
 
     def saw(self, place: str, value: Any, *, derived: bool) -> None:
         """A recorded value was given to the program; it is on disk only with the next acknowledged entry."""
@@ -162,7 +165,10 @@ class World:
             self.riding[place] = value
 
     def restart(self) -> None:
+        """What was not on disk is gone with the process."""
         self.riding.clear()
+        for effects in self.effects.values():
+            effects.behind = {}
 
 
 class Failing(Exception):
@@ -189,6 +195,7 @@ class Interpreter:
             effects.keys.add(handle.idempotency_key)
             effects.attempts.append(handle.attempt)
             effects.after_ack += effects.acked
+            effects.behind = dict(self.world.riding)
             if handle.attempt <= step.failures:
                 raise Failing(str(handle.attempt))
             effects.applied += 1
@@ -266,6 +273,7 @@ class Interpreter:
             effects.keys.add(handle.idempotency_key)
             effects.attempts.append(handle.attempt)
             effects.after_ack += effects.acked
+            effects.behind = dict(self.world.riding)
             effects.applied += 1
             return result_of(step, place)
 

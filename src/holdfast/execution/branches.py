@@ -25,7 +25,7 @@ from holdfast.execution.errors import NestedEffect, OutsideExecution
 from holdfast.execution.machine import OPENED, OUTCOME
 from holdfast.execution.scope import Scope, _effect, _scope
 from holdfast.execution.steps import StepCall
-from holdfast.execution.values import Asked, _now, _patched, _random_float, _random_uuid, _ready
+from holdfast.execution.values import Asked, value_codes
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -123,17 +123,13 @@ def branch(label: str = "branch") -> Branch:
     return Branch(label, current_scope("branch()"))
 
 
-_CODES = frozenset(
-    {
-        StepCall.perform.__code__, StepCall.perform_recorded.__code__, _now.__code__, _random_float.__code__,
-        _random_uuid.__code__, _patched.__code__, _ready.__code__,
-    }
-)  # fmt: skip
-
-
 def is_durable_call(awaitable: object) -> bool:
     """Say whether an awaitable is itself a durable call, which has its position already."""
     return (inspect.iscoroutine(awaitable) and awaitable.cr_code in _CODES) or isinstance(awaitable, ParallelFuture)
+
+
+_NOWHERE = b"\xff" * 64
+"""A scope path that no position has."""
 
 
 class Contender:
@@ -148,7 +144,10 @@ class Contender:
         if is_durable_call(awaitable):
             frame = getattr(awaitable, "cr_frame", None)
             call = frame.f_locals.get("self") if frame is not None else None
-            self.index = call.index if isinstance(call, StepCall) else None
+            if isinstance(call, StepCall):
+                self.index = call.index
+            else:  # a branch's effects stand under its path, those of other calls nowhere
+                self.path = call.path if isinstance(call, Branch) else _NOWHERE
         else:
             self.branch = Branch("branch", scope)
             self.path = self.branch.path
@@ -166,9 +165,9 @@ class Contender:
         scope, index = handle.place
         if not handle.guarded:
             return False
-        if self.branch is not None:
+        if self.index is None:
             return scope.startswith(self.path)
-        return self.index is not None and scope == self.path and index == self.index
+        return scope == self.path and index == self.index
 
 
 def discard(awaitable: Awaitable[Any]) -> None:
@@ -426,3 +425,11 @@ def described(scope: Scope, descriptor: StepDescriptor, op: Callable[[StepHandle
     shape = keys.shape(descriptor.framed, fingerprint)
     threaded = not inspect.iscoroutinefunction(op)
     return StepCall(scope, descriptor, fingerprint, shape, op, None, {}, threaded=threaded)
+
+
+_CODES = frozenset(
+    {
+        StepCall.perform.__code__, StepCall.perform_recorded.__code__, Branch._run.__code__, gathered.__code__,  # noqa: SLF001 - this module's own
+        first_of.__code__, *value_codes(),
+    }
+)  # fmt: skip

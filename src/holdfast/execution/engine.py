@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar, overload
 
 from holdfast.core import points, trace
 from holdfast.core.clock import Clock, SystemClock
+from holdfast.core.config import config_path
 from holdfast.core.errors import Closed, ConfigError, WrongLoop, WrongProcess
 from holdfast.core.loops import Loop, Tasks, spawn_held
 from holdfast.core.page import Page
@@ -42,6 +43,7 @@ from holdfast.execution.operate import (
     CancelOutcome,
     RecoverReport,
 )
+from holdfast.execution.plain import run_plain
 from holdfast.execution.request import (
     OnBusy,
     OnDivergence,
@@ -53,7 +55,7 @@ from holdfast.execution.request import (
     deadline_of,
     request_of,
 )
-from holdfast.execution.scope import _plain, _scope
+from holdfast.execution.scope import _scope
 from holdfast.execution.threads import Threads
 from holdfast.execution.verify import VerifyReport
 from holdfast.execution.views import AuditRecord, Difference, Entry, Event, Execution
@@ -125,7 +127,7 @@ class Holdfast:
     ) -> None:
         if namespace is not None and (not isinstance(namespace, bytes) or len(namespace) != 16):
             raise ConfigError("namespace must be 16 bytes", "leave it out to have one made")
-        self.config = durable if durable is not None else DurableConfig.load()
+        self.config = durable if durable is not None else DurableConfig.load(config_path(None, os.environ))
         self.target = target if target is not None else operate.configured_ledger()
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.metrics = METRICS
@@ -309,7 +311,8 @@ class Holdfast:
         """
         call = call_of(fn, args, kwargs)
         if not self.config.enabled:
-            return await self._run_plain(call)
+            self.check_here()
+            return await run_plain(call)
         self.check_ready()
         flight = await self._depart(call, Options(id, deadline, on_divergence, on_busy, reopen), kept=False)
         return await flight.result()
@@ -370,17 +373,6 @@ class Holdfast:
         """A flight has ended."""
         if self.flights.get(flight.id) is flight:
             del self.flights[flight.id]
-
-    async def _run_plain(self, call: Call[Any]) -> Any:
-        self.check_here()
-        token = _plain.set(True)
-        try:
-            args, kwargs = call.args, call.kwargs
-            if call.fn.plain:
-                return await asyncio.to_thread(call.fn.fn, *args, **kwargs)
-            return await call.fn.fn(*args, **kwargs)
-        finally:
-            _plain.reset(token)
 
     def execution(
         self, id: str, *, kind: str, input: Any = ..., deadline: timedelta | None = None,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
 from holdfast.execution import branches, values
+from holdfast.execution.context import NewChapter
+from holdfast.execution.declare import Call
 from holdfast.execution.effects import Live, StepDescriptor, StepHandle, StepRecord
-from holdfast.execution.scope import _effect
+from holdfast.execution.scope import _effect, _plain
 
 T = TypeVar("T")
 
@@ -32,9 +35,10 @@ class _PlainCall:
         self.run = context
         self.index = index
         self.spec = spec
+        self._key = os.urandom(32)
 
     def key(self) -> bytes:
-        return b"\0" * 32
+        return self._key
 
 
 async def _operate(
@@ -114,3 +118,19 @@ class PlainContext:
     random = staticmethod(values.random)
     uuid = staticmethod(values.uuid)
     patched = staticmethod(values.patched)
+
+
+async def run_plain(call: Call[Any]) -> Any:
+    """Run a durable function as the function it is."""
+    token = _plain.set(True)
+    args, kwargs = call.args, call.kwargs
+    try:
+        while True:
+            try:
+                if call.fn.plain:
+                    return await asyncio.to_thread(call.fn.fn, *args, **kwargs)
+                return await call.fn.fn(*args, **kwargs)
+            except NewChapter as again:
+                args, kwargs = again.arguments, again.keywords
+    finally:
+        _plain.reset(token)

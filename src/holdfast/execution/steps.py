@@ -463,7 +463,8 @@ class StepCall:
         run, spec = self.run, self.spec
         if error is run.halted or (isinstance(error, NestedEffect) and not spec.guarded):
             raise error
-        if spec.guarded and isinstance(error, (OutcomeUnknown, *spec.effect.unknown_on)):
+        unknown = isinstance(error, (OutcomeUnknown, *spec.effect.unknown_on)) or hasattr(error, OVERRUN_MARK)
+        if spec.guarded and unknown:
             return -1
         pause = machine.pause_before_next(spec.retry, tries, error, random.random())  # noqa: S311 - a pause, no secret
         failure = Failure.of(error, attempt, spec.raises, run.engine.config, retryable=pause is not None)
@@ -500,6 +501,9 @@ class StepCall:
 
 _NONE = encode(None)
 
+OVERRUN_MARK = "_holdfast_overrun"
+"""Attribute of a TimeoutError that the step's own `timeout` raised: the operation may have done anything."""
+
 
 def mark(error: Exception, position: str) -> Exception:
     """Let an exception remember which step raised it."""
@@ -523,7 +527,9 @@ async def within(run: Run, operation: Any, seconds: float) -> Any:
         return await operation
     except asyncio.CancelledError:
         if expired and task.uncancel() == 0:
-            raise TimeoutError(f"no answer within {seconds:g} s") from None
+            overrun = TimeoutError(f"no answer within {seconds:g} s")
+            setattr(overrun, OVERRUN_MARK, True)
+            raise overrun from None
         raise
     finally:
         timer.cancel()
