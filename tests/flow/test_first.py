@@ -119,7 +119,6 @@ async def test_a_losing_guarded_effect_ends_before_anything_goes_on(stage: Stage
 
     async def buyer() -> str:
         await race.pay("rent")
-        stage.outside.happen("went on")
         return str(await race.pay("more"))
 
     async def quick() -> str:
@@ -127,7 +126,7 @@ async def test_a_losing_guarded_effect_ends_before_anything_goes_on(stage: Stage
         return "quick"
 
     @holdfast.durable(kind="first.guarded")
-    async def program() -> Any:
+    async def program() -> tuple[int, str]:
         winner = await holdfast.first(buyer(), quick())
         stage.outside.happen("decided")
         return winner
@@ -161,7 +160,7 @@ async def test_a_loser_that_waits_for_a_retry_is_abandoned(stage: Stage) -> None
         return "quick"
 
     @holdfast.durable(kind="first.retrying")
-    async def program() -> Any:
+    async def program() -> tuple[int, str]:
         return await holdfast.first(failing(), quick())
 
     async with stage.open(clock=clock) as hf:
@@ -185,8 +184,8 @@ async def test_a_recorded_value_may_lose_without_harm(stage: Stage, race: Race, 
 
     async with stage.open() as hf:
         async with hf.execution("e", kind="k"):
-            await holdfast.first(at_once(), calls[loser]())  # type: ignore[no-untyped-call]
-            await holdfast.first(calls[loser](), at_once())  # type: ignore[no-untyped-call]
+            await holdfast.first(at_once(), calls[loser]())
+            await holdfast.first(calls[loser](), at_once())
             assert await race.pay("afterwards") == "afterwards"
         found = await hf.get("e")
         assert found is not None
@@ -211,7 +210,7 @@ async def test_losers_are_no_divergence_on_replay(stage: Stage, race: Race) -> N
         return [len(first[1]), len(second[1])]
 
     race.hold("b 2", "d 1")
-    await stage.die("step.positioned", program, id="e", hit=12)
+    await stage.die("finish.queued", program, id="e")
     async with stage.open() as hf:
         assert await hf.run(program, id="e", on_divergence="raise") == [1, 1]
         assert (await hf.verify()).ok
@@ -234,18 +233,16 @@ async def test_a_cancelled_call_does_not_disturb_the_replay_of_others(stage: Sta
 
     @holdfast.durable(kind="first.replaying")
     async def program() -> list[Any]:
-        winners = []
-        for number in range(6):
-            winners.append((await holdfast.first(walk(f"{number} short", 3), walk(f"{number} long", 9)))[1])
+        winners = [await holdfast.first(walk(f"{n} short", 3), walk(f"{n} long", 9)) for n in range(6)]
         done = await holdfast.gather(*(walk(f"last {each}", 8) for each in range(3)))
         await race.send("end")
         await race.send("the end")
-        return [*winners, *done]
+        return [*(winner for _, winner in winners), *done]
 
     async with stage.open(ack="pipelined") as hf:
         expected = await hf.run(program, id="whole")
-    for hit in (30, 60, 75):
-        id = f"cut {hit}"
-        await stage.die("outcome.acked", program, id=id, hit=hit)
+    for point, hit in (("outcome.acked", 20), ("outcome.acked", 50), ("finish.queued", 1)):
+        id = f"cut at {point} {hit}"
+        await stage.die(point, program, id=id, hit=hit)
         for _ in range(3):
             assert await stage.run(program, id=id, segment_rows=2) == expected

@@ -311,7 +311,9 @@ class Run:
             await self.hand_over(item)
             row = await future
         except Overdue as overdue:
-            raise self.unavailable() from overdue
+            error = self.unavailable()
+            self.halt(error)
+            raise error from overdue
         self.acknowledged(row)
         return row
 

@@ -20,6 +20,7 @@ from holdfast.execution.effects import Fail, Policy, Reconcile, StepHandle, Verd
 from holdfast.execution.errors import NeedsDecision
 from holdfast.execution.machine import OPENED, OUTCOME, Earlier, Record
 from holdfast.execution.scope import _effect
+from holdfast.store.database import Row
 
 if TYPE_CHECKING:
     from holdfast.execution.steps import StepCall
@@ -102,7 +103,7 @@ async def ambiguous(call: StepCall, attempt: int, reruns: int) -> Any:
             return await ask(call, reason, [], policy=policy)
         case machine.Again() | machine.Probe():
             rows = [audit_ambiguity(call, policy, "run_again"), call.entry(OPENED, attempt + 1)]
-            await call.intend(rows)
+            await call.intend(rows, degradable=False)  # nothing acts before the audit is on disk
             if points.armed:
                 points.reach("ambiguity.audited")
             return await call.live(attempt + 1, intended=True, reruns=reruns + 1)
@@ -219,6 +220,20 @@ async def reopen(call: StepCall, record: Record, error: CodecError) -> NoReturn:
             effect=call.spec.effect.cls, key=call.key(), policy="fail", detail=detail,
         )  # fmt: skip
     stop(call)
+
+
+async def assume_skipped(run: Run, row: Row, position: str) -> None:
+    """Settle an open intent under `skip` whose call was not made in this pass: nobody reads its value."""
+    detail = {"decision": "assumed by policy", "reason": "abandoned"}
+    audit = run.audit_row(
+        "ambiguity", position=position, effect=row.effect, key=row.key, policy=row.policy, detail=detail
+    )
+    outcome = journal.entry(
+        run.guard, run.generation, run.clock.now(), row.scope, row.idx, OUTCOME, row.attempt, "step",
+        row.name, row.shape, effect=row.effect, effect_kind=row.effect_kind, policy=row.policy, key=row.key,
+        outcome="assumed", payload=encode(None),
+    )  # fmt: skip
+    await run.store([audit, outcome])
 
 
 def needs_decision(id: str, positions: tuple[str, ...]) -> NeedsDecision:

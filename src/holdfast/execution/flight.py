@@ -24,7 +24,7 @@ from holdfast.core.errors import Closed, CodecError, LeaseLost
 from holdfast.execution import journal, keys, machine
 from holdfast.execution.claims import audit_claim, owner_dead, settle_kept
 from holdfast.execution.context import NewChapter, Suspend, deadline_exceeded
-from holdfast.execution.doubt import needs_decision, settle_abandoned
+from holdfast.execution.doubt import assume_skipped, needs_decision, settle_abandoned
 from holdfast.execution.ends import busy, conflict, ended, failed, too_large
 from holdfast.execution.errors import (
     DeadlineExceeded,
@@ -460,6 +460,9 @@ class Flight:
             if row.effect != "exactly_once" or row.attempt == 0:
                 continue
             position = keys.position(row.scope, row.idx)
+            if row.policy == "skip":  # its call was not made, so what stands in for its value is read by nobody
+                await assume_skipped(run, row, position)
+                continue
             audit = run.audit_row("ambiguity", position=position, effect=row.effect, key=row.key, policy=row.policy,
                                   detail={"decision": "asked", "reason": "abandoned"})  # fmt: skip
             opened = (run.pk, run.generation, position, "abandoned", row.key, run.clock.now())

@@ -164,8 +164,8 @@ class Scope:
             return
         self.loading = self.run.loop.create_future()
         try:
-            rows = await self.ahead if self.ahead is not None else await self._read(self.next_idx)
-            self.ahead = None
+            ahead, self.ahead = self.ahead, None  # whoever is cancelled here must not take it with him
+            rows = await asyncio.shield(ahead) if ahead is not None else await self._read(self.next_idx)
             self._file(rows)
         finally:
             loading, self.loading = self.loading, None

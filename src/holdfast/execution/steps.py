@@ -51,12 +51,20 @@ points.register("step.positioned", "step.looked_up", "intent.acked", "effect.ret
 _failure_codec = FAILURE
 
 
+class _Broken(Exception):
+    """Carries what an operation raised past what the protocol itself raises."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+
 class StepCall:
     """One durable call of a step, from its call expression to its end."""
 
     __slots__ = (
         "args", "attempt", "bounded", "fingerprint", "fn", "index", "key_bytes", "kwargs", "occurrence",
-        "outcome", "run", "scope", "shape", "spec", "threaded",
+        "outcome", "run", "scope", "shape", "spec", "threaded", "tries",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - what one call consists of; made in two places
@@ -85,6 +93,7 @@ class StepCall:
         self.index, self.occurrence = scope.take("step", spec.name, shape)
         self.key_bytes = b""
         self.attempt = 0
+        self.tries = 0
         self.outcome: Any = None
         if run.past is not None:
             run.past.asked.add(self.key())
@@ -204,7 +213,8 @@ class StepCall:
             case machine.Due(attempt, due_at):
                 if due_at is not None and due_at > run.clock.now():
                     await self.wait_retry(due_at)
-                return await self.live(attempt, tries=machine.tries(records))
+                self.tries = machine.tries(records)
+                return await self.live(attempt)
             case machine.Held():
                 return doubt.stop(self)
         return await self.live(1)
@@ -261,8 +271,8 @@ class StepCall:
 
     # --- rows 5 and 6: run ---
 
-    async def intend(self, rows: journal.Rows) -> None:
-        """Write an intent and wait for it; without it the effect does not begin."""
+    async def intend(self, rows: journal.Rows, *, degradable: bool = True) -> None:
+        """Write an intent and wait for it; without it the effect does not begin, unless it may run degraded."""
         run = self.run
         if run.losing and run.has_lost(self.scope.path, self.index):
             raise asyncio.CancelledError("a sibling of first() has won")
@@ -274,8 +284,12 @@ class StepCall:
                 raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
             await run.hand_over(item)
             row = await future
+        except asyncio.CancelledError:
+            if item.state != "new" and not run.writer.withdraw(item):
+                self.abandon()
+            raise
         except Overdue as overdue:
-            if self.spec.effect.kind != "cost_bearing":
+            if self.spec.effect.kind != "cost_bearing" or not degradable:
                 self.take_back(item, len(rows))
                 raise self.refuse_unavailable() from overdue
             if item.state == "new" and not run.send(rows, 512, "intent"):
@@ -299,7 +313,7 @@ class StepCall:
         self.run.halt(error)
         return error
 
-    async def live(self, attempt: int, *, intended: bool = False, reruns: int = 0, tries: int = 0) -> Any:
+    async def live(self, attempt: int, *, intended: bool = False, reruns: int = 0) -> Any:
         """Run attempts until one has an outcome, and record it."""
         run, spec = self.run, self.spec
         if run.resumed_at:
@@ -311,30 +325,18 @@ class StepCall:
                 run.refuse()
             if run.threads.running:
                 await run.threads.ended(self.key())
-            if spec.guarded and not intended:
-                await self.intend([self.entry(OPENED, attempt)])
-            intended = False
             self.attempt = attempt
             handle = StepHandle(self, attempt)
             handle.task = _current_task(run.loop)
-            run.inflight.add(handle)
-            token = _effect.set(handle)
+            run.inflight.add(handle)  # from here on nothing ends over it
             try:
-                try:
-                    if self.bounded:
-                        value = await self.run_bounded(handle)
-                    elif self.args is None:
-                        value = await self.fn(handle)
-                    else:
-                        value = await self.fn(*self.args, **self.kwargs)
-                finally:
-                    _effect.reset(token)
-            except Exception as error:  # noqa: BLE001 - whatever it raised is recorded, and raised
-                tries += 1
-                due_at = await self.failed(error, attempt, tries)
-            except BaseException as error:
-                self.stopped(handle, error)
-                raise
+                if spec.guarded and not intended:
+                    await self.intend([self.entry(OPENED, attempt)])
+                intended = False
+                value = await self.operate(handle)
+            except _Broken as broken:
+                self.tries += 1
+                due_at = await self.failed(broken.error, attempt, self.tries)
             else:
                 handle.task = None  # it has happened: no cancellation may come between it and its record
                 return await self.record(*self.encoded(value, attempt, handle))
@@ -345,16 +347,38 @@ class StepCall:
             await self.wait_retry(due_at)
             attempt += 1
 
+    async def operate(self, handle: StepHandle) -> Any:
+        """Run the operation once. What it raised is told apart from what befell us."""
+        token = _effect.set(handle)
+        try:
+            if self.bounded:
+                return await self.run_bounded(handle)
+            if self.args is None:
+                return await self.fn(handle)
+            return await self.fn(*self.args, **self.kwargs)
+        except Exception as error:
+            raise _Broken(error) from error
+        except BaseException as error:
+            self.stopped(handle, error)
+            raise
+        finally:
+            _effect.reset(token)
+
     def stopped(self, handle: StepHandle, error: BaseException) -> None:
         """An effect was stopped: nothing is known of a guarded one. Our own cancellation becomes the halt."""
         run = self.run
         if handle.guarded:
-            run.abandoned = run.abandoned or {}
-            run.abandoned[(self.scope.path, self.index)] = self
+            self.abandon()
             return
         ours = run.halted is not None and isinstance(error, asyncio.CancelledError)
         if ours and handle.task is not None and handle.task.cancelling() and handle.task.uncancel() == 0:
             run.refuse()
+
+    def abandon(self) -> None:
+        """Remember an open intent that the program has given up: it is settled before anything else is done."""
+        run = self.run
+        run.abandoned = run.abandoned or {}
+        run.abandoned[(self.scope.path, self.index)] = self
 
     async def run_bounded(self, handle: StepHandle) -> Any:
         """Run an operation in a thread, within its timeout, or both."""

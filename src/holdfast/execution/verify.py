@@ -121,6 +121,7 @@ def _check_entries(row: Row, entries: Sequence[Row]) -> Iterator[Found]:
     intents: set[tuple[object, ...]] = set()
     shapes: dict[tuple[object, ...], bytes] = {}
     known = {entry.seq for entry in entries}
+    unanswered: dict[tuple[object, ...], Row] = {}
     for entry in entries:
         place = (entry.generation, entry.scope, entry.idx)
         where = f"at {keys.position(entry.scope, entry.idx)} of generation {entry.generation}" if entry.idx >= 0 else ""
@@ -133,6 +134,10 @@ def _check_entries(row: Row, entries: Sequence[Row]) -> Iterator[Found]:
             yield table, name, "shape", f"entries of different shapes {where}"
         if entry.part == machine.OPENED:
             intents.add(place)
+            if entry.effect == "exactly_once" and entry.attempt > 0 and entry.generation == row.generation:
+                unanswered[place] = entry
+        elif place in unanswered and entry.attempt >= unanswered[place].attempt:
+            del unanswered[place]
         outcome = entry.part == machine.OUTCOME and entry.effect == "exactly_once" and entry.carried_from is None
         if outcome and place not in intents:
             yield table, name, "intent", f"an exactly_once outcome without an intent {where}"
@@ -142,6 +147,9 @@ def _check_entries(row: Row, entries: Sequence[Row]) -> Iterator[Found]:
             yield table, name, "reference", f"carried from entry {entry.carried_from}, which is not there"
         if entry.fence > row.fence:
             yield table, name, "fence", f"written under fence {entry.fence}, the execution is at {row.fence}"
+    if row.status in ("completed", "failed"):
+        for entry in unanswered.values():
+            yield "durable_journal", str(entry.seq), "open_intent", f"an intent without outcome, but it is {row.status}"
 
 
 def _payload_fits(entry: Row) -> bool:
