@@ -7,6 +7,7 @@ allows: whatever is found must be excepted with a reason, and whatever is except
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,16 @@ def _nodes(parent: ast.AST, scope: str) -> Iterator[tuple[str, ast.AST]]:
         yield from _nodes(node, inner)
 
 
+def parse(text: str, path: Path) -> ast.Module:
+    """Parse a file. A collection in the middle, whose finalisers parse too, would confuse CPython 3.11's parser."""
+    gc.collect()
+    gc.disable()
+    try:
+        return ast.parse(text, str(path))
+    finally:
+        gc.enable()
+
+
 @cache
 def sources(folder: str) -> tuple[Source, ...]:
     """The Python files under a folder of the repository."""
@@ -55,7 +66,7 @@ def sources(folder: str) -> tuple[Source, ...]:
     for path in sorted((ROOT / folder).rglob("*.py")):
         text = path.read_text()
         base = PACKAGE if path.is_relative_to(PACKAGE) else ROOT
-        found.append(Source(path, path.relative_to(base).as_posix(), text, ast.parse(text, str(path))))
+        found.append(Source(path, path.relative_to(base).as_posix(), text, parse(text, path)))
     return tuple(found)
 
 

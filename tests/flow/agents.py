@@ -223,8 +223,9 @@ async def unprivileged(target: str, folder: str, config: str) -> None:
         await hf.run(agent, folder, 1, 9)
     if os.getuid() == 0:
         os.setuid(65534)
+    given = holdfast.DurableConfig(**json.loads(config)) if config != "{}" else None
     try:
-        async with holdfast.open(target) as hf:
+        async with holdfast.open(target, durable=given) as hf:
             say(await hf.run(agent, folder, 1, 9, id="e"))
     except holdfast.HoldfastError as error:
         say(error.code, error.hint != "")

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -412,21 +412,35 @@ async def test_a_copy_of_a_ledger_can_be_used_beside_it(tmp_path: Path) -> None:
         assert (await hf.verify()).ok
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+@pytest.fixture
+def closed_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that others than its owner may reach, and nobody may enter."""
     folder = tmp_path / "closed"
     folder.mkdir()
     for each in (tmp_path, *list(tmp_path.parents)[:3]):
         each.chmod(each.stat().st_mode | 0o055)
-    folder.chmod(0o555)
-    try:
-        with Agent("unprivileged", Stage(str(folder / "ledger.db"), tmp_path)) as process:
-            (said,) = process.finish()
-    finally:
-        folder.chmod(0o755)
+    folder.chmod(0o000)
+    yield folder
+    folder.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path, closed_folder: Path) -> None:
+    closed_folder.chmod(0o555)
+    with Agent("unprivileged", Stage(str(closed_folder / "ledger.db"), tmp_path), poll_ms=1000) as process:
+        (said,) = process.finish()
     code, hinted = said.split()
     assert code.startswith("store.")
     assert hinted == "True"
-    assert list(folder.iterdir()) == []
+    assert list(closed_folder.iterdir()) == []
+
+
+def test_a_configuration_that_cannot_be_reached_is_a_clear_error(
+    tmp_path: Path, closed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(closed_folder / "config"))
+    with Agent("unprivileged", Stage(str(tmp_path / "ledger.db"), tmp_path)) as process:
+        (said,) = process.finish()
+    assert said == "config.unreadable True"
 
 
 def test_a_full_disk_stops_what_needs_the_record_and_loses_nothing(tmp_path: Path) -> None:
