@@ -50,8 +50,7 @@ def _nodes(parent: ast.AST, scope: str) -> Iterator[tuple[str, ast.AST]]:
 
 
 def parse(text: str, path: Path) -> ast.Module:
-    """Parse a file. A collection in the middle, whose finalisers parse too, would confuse CPython 3.11's parser."""
-    gc.collect()
+    """Parse a file. A collection meanwhile, whose finalisers parse too, confuses CPython 3.11's parser."""
     gc.disable()
     try:
         return ast.parse(text, str(path))
