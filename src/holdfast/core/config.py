@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import stat
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -112,15 +113,21 @@ def config_path(explicit: str | Path | None, environ: Mapping[str, str]) -> Path
     """Find the configuration file: the one named, else the user's own if there is one.
 
     Raises:
-        ConfigError: A file was named that does not exist.
+        ConfigError: A file was named that does not exist, or its folder may not be looked into.
     """
     if explicit is not None:
         path = Path(explicit).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"no configuration file at {path}", "check --config", code="config.missing_file")
-        return path
-    path = _base_directory(environ, "XDG_CONFIG_HOME", ".config") / "holdfast" / FILE_NAME
-    return path if path.is_file() else None
+    else:
+        path = _base_directory(environ, "XDG_CONFIG_HOME", ".config") / "holdfast" / FILE_NAME
+    try:
+        found = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if explicit is not None and not found:
+        raise ConfigError(f"no configuration file at {path}", "check --config", code="config.missing_file")
+    return path if found else None
 
 
 def ledger_target(explicit: str | Path | None, path: Path | None, environ: Mapping[str, str]) -> str:
@@ -162,11 +169,14 @@ def _document(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", "check that it is a readable file", code="config.unreadable"
-        ) from error
+        raise _unreadable(path, error) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path} is not TOML: {error}", "correct the file", code="config.unreadable") from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    message = f"cannot read {path}: {error.strerror}"
+    return ConfigError(message, "check that it is a readable file", code="config.unreadable")
 
 
 def _section(path: Path | None, section: str) -> dict[str, Any]:
