@@ -178,6 +178,13 @@ async def test_idle_connections_survive_a_restart(fragile: PostgresDatabase, ser
         await tx.run("ledger.put", [("b", b"1")])
 
 
+async def test_a_statement_by_itself_survives_a_restart(fragile: PostgresDatabase, server: PostgresServer) -> None:
+    before = await fragile.submit("executions.reserve")
+    await asyncio.to_thread(server.restart)
+    after = await fragile.submit("executions.reserve")
+    assert after.first > before.first
+
+
 async def test_a_server_that_is_gone_is_unavailable(fragile: PostgresDatabase, server: PostgresServer) -> None:
     await asyncio.to_thread(server.stop)
     with pytest.raises(Unavailable):

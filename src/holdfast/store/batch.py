@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.core.errors import StoreError
-from holdfast.store.database import Append, Plan, Row
+from holdfast.store.database import Append, Call, Plan, Row
 
 __all__ = ["AppendFailed", "Batch", "Committer", "Group"]
 
@@ -76,12 +76,13 @@ class Batch:
     Attributes:
         lane: Index of the lane, below `Committer.lanes`.
         groups: The work, one group per plan; one per append when `careful`.
+        calls: Statements that stand by themselves, to be run after the groups; the dialect sets `row` or `error`.
         careful: Run each group in a savepoint of its own, so that a bad append spoils nothing but itself.
         size: Bytes, as its appends weigh themselves.
         in_doubt: Set by the dialect when a commit was sent and its answer is not known.
     """
 
-    __slots__ = ("_landed", "began", "careful", "groups", "in_doubt", "items", "lane", "size")
+    __slots__ = ("_landed", "began", "calls", "careful", "groups", "in_doubt", "items", "lane", "size")
 
     def __init__(
         self, lane: int, items: list[Append], landed: Callable[[Batch, BaseException | None], None], *, careful: bool
@@ -89,6 +90,7 @@ class Batch:
         self.lane = lane
         self.items = items
         self.groups: list[Group] = []
+        self.calls: list[Call] = []
         self.careful = careful
         self.in_doubt = False
         self.size = 0
@@ -109,6 +111,9 @@ class Batch:
         size = 0
         for append in self.items:
             if append.plan is not plan:
+                if isinstance(append, Call):
+                    self._call(append)
+                    continue
                 plan = append.plan
                 group = groups.get(plan)
                 if group is None:
@@ -122,10 +127,19 @@ class Batch:
                 guards[append.guard] = None
             for name, row in append.rows:
                 rows[name].append(row)
-        self.size = size
+        self.size += size
+
+    def _call(self, call: Call) -> None:
+        call.state = "taken"
+        call.row = call.error = None
+        self.size += call.size
+        self.calls.append(call)
 
     def _group_each(self, doubtful: set[Append]) -> None:
         for append in self.items:
+            if isinstance(append, Call):
+                self._call(append)
+                continue
             append.state = "taken"
             self.size += append.size
             group = Group(append.plan, again=append in doubtful)

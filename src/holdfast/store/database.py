@@ -106,12 +106,64 @@ class Append:
         self.due = 0.0
 
 
+class Call(Append):
+    """One statement on its own, whose row the caller waits for, that shares a group commit with others.
+
+    Attributes:
+        statement: Its name.
+        params: Its parameters by name.
+        row: The first row it gave.
+        error: Why it could not be run; nothing else of the batch is spoilt by it.
+    """
+
+    __slots__ = ("error", "params", "row", "statement")
+
+    def __init__(self, statement: str, params: dict[str, object], future: asyncio.Future[Any]) -> None:
+        super().__init__(ALONE, 0, None, [], CALL_BYTES + sum(map(_weight, params.values())), future=future)
+        self.statement = statement
+        self.params = params
+        self.row: Row | None = None
+        self.error: Exception | None = None
+
+
+ALONE = Plan("alone", (), "", ())
+CALL_BYTES = 128
+"""What a call weighs beside its values."""
+
+
+def _weight(value: object) -> int:
+    return len(value) if isinstance(value, bytes | str) else 8
+
+
 class Overdue(Exception):
     """An append was not acknowledged in time. It may still be queued: ask `Writer.withdraw`."""
 
     def __init__(self, append: Append) -> None:
         super().__init__("not acknowledged in time")
         self.append = append
+
+
+class Statements:
+    """A `Tx` whose every statement stands by itself, for records that are safe between any two of them."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def one(self, statement: str, /, **params: object) -> Row | None:
+        return await self._database.submit(statement, **params)
+
+    async def all(self, statement: str, /, **params: object) -> list[Row]:
+        async with self._database.read() as tx:
+            return await tx.all(statement, **params)
+
+    async def run(self, statement: str, rows: Iterable[Sequence[object]], /) -> int:
+        async with self._database.write() as tx:
+            return await tx.run(statement, rows)
+
+    def notify(self, channel: str, /) -> None:
+        self._database.wake(channel)
 
 
 class Database(Protocol):
@@ -132,6 +184,17 @@ class Database(Protocol):
 
     def write(self) -> AbstractAsyncContextManager[Tx]:
         """Open a transaction (`BEGIN IMMEDIATE`; READ COMMITTED on PostgreSQL) that commits at its end."""
+        ...
+
+    async def submit(self, statement: str, /, **params: object) -> Row | None:
+        """Run one statement by itself, and return its first row once what it wrote is durable.
+
+        Callers that come together share a flush. On PostgreSQL it takes one round trip, without BEGIN and COMMIT.
+        When the fate of a commit is not known the statement runs again, so it must give the same answer again.
+
+        Raises:
+            StoreError: It could not be run; after `Unavailable` nobody knows whether it was.
+        """
         ...
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early

@@ -38,11 +38,12 @@ from holdfast.store.postgres_batch import Lane
 from holdfast.store.postgres_errors import Edge, label_of
 from holdfast.store.postgres_hints import Listener
 from holdfast.store.postgres_pool import Connector, Link, Pool
-from holdfast.store.postgres_tx import PostgresTx, ReadBlock, WriteBlock
+from holdfast.store.postgres_tx import PostgresTx, ReadBlock, WriteBlock, bind
 from holdfast.store.writer import Writer
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
+    from holdfast.store.database import Row
     from holdfast.store.settings import StoreSettings
 
 __all__ = ["PostgresDatabase", "open_postgres"]
@@ -111,6 +112,14 @@ class PostgresDatabase:
         if self.read_only:
             raise self._refuse()
         return WriteBlock(self)
+
+    async def submit(self, statement: str, /, **params: object) -> Row | None:
+        self.check()
+        if self.read_only:
+            raise self._refuse()
+        found = self.statements[statement]
+        row = await self.writers.fetch(found.text, bind(found, params))
+        return None if row is None else found.row(row)
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         self.check()

@@ -31,7 +31,7 @@ CONNECT_S = 10.0
 CLOSE_S = 2.0
 SERVER_MIN = 140_000
 """PostgreSQL 14 waits for a session to end when it is told to end it, which a lost commit needs."""
-IDLE_MAX = 4
+IDLE_MAX = 8
 SETTINGS = {
     "application_name": "holdfast",
     "synchronous_commit": "on",
@@ -205,19 +205,53 @@ class Pool:
             self._release()
             raise
 
+    async def fetch(self, text: str, values: list[object]) -> Row | None:
+        """Run one statement outside a transaction; return its first row.
+
+        It runs again, once, when the connection is lost meanwhile.
+
+        Raises:
+            StoreError: It failed; after `Unavailable` nobody knows whether it did.
+        """
+        await self._admit()
+        again = True
+        try:
+            while True:
+                link = await self._find()
+                fresh, link.used = not link.used, True
+                try:
+                    with self._edge:
+                        row = await link.connection.fetchrow(text, *values)
+                except BaseException as error:
+                    if link.closed or not isinstance(error, StoreError):
+                        link.connection.terminate()
+                    cause = error.__cause__
+                    if again and not fresh and isinstance(cause, Exception) and is_lost(cause):
+                        again = False
+                        continue
+                    self._keep(link)
+                    raise
+                self._keep(link)
+                return row
+        finally:
+            self._release()
+
     def lend(self, link: Link) -> None:
         """Take a connection that was made elsewhere."""
         self._idle.append(link)
 
     def give(self, link: Link) -> None:
         """Take a connection back."""
+        self._keep(link)
+        self._release()
+
+    def _keep(self, link: Link) -> None:
         if link.closed:
             pass
         elif link.connection.is_in_transaction() or len(self._idle) >= IDLE_MAX:
             link.connection.terminate()
         else:
             self._idle.append(link)
-        self._release()
 
     async def roll_back(self, link: Link) -> None:
         """End a transaction without a trace, and take the connection back."""

@@ -27,7 +27,7 @@ from holdfast.store.postgres_pool import Link
 if TYPE_CHECKING:
     from holdfast.store.postgres import PostgresDatabase
 
-__all__ = ["PostgresTx", "ReadBlock", "WriteBlock", "takes_arrays"]
+__all__ = ["PostgresTx", "ReadBlock", "WriteBlock", "bind", "takes_arrays"]
 
 _ARRAY = re.compile(r"\$1::[\w ]+\[\]")
 
@@ -52,13 +52,13 @@ class PostgresTx:
     async def one(self, statement: str, /, **params: object) -> Row | None:
         found = self._statements[statement]
         with self._edge:
-            row = await self._open().connection.fetchrow(found.text, *_bind(found, params))
+            row = await self._open().connection.fetchrow(found.text, *bind(found, params))
         return None if row is None else found.row(row)
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         found = self._statements[statement]
         with self._edge:
-            return list(map(found.row, await self._open().connection.fetch(found.text, *_bind(found, params))))
+            return list(map(found.row, await self._open().connection.fetch(found.text, *bind(found, params))))
 
     async def run(self, statement: str, rows: Iterable[Sequence[object]], /) -> int:
         found = self._statements[statement]
@@ -90,7 +90,12 @@ class PostgresTx:
         return self._link
 
 
-def _bind(statement: Statement, params: dict[str, object]) -> list[object]:
+def bind(statement: Statement, params: dict[str, object]) -> list[object]:
+    """Return the parameters of a statement in its order.
+
+    Raises:
+        StoreError: They are not those it takes.
+    """
     if len(params) == len(statement.params):
         try:
             return [params[name] for name in statement.params]

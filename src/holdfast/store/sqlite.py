@@ -19,6 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable
@@ -28,9 +29,10 @@ from typing import TYPE_CHECKING, Literal, cast
 import apsw
 
 from holdfast.core import points, trace
-from holdfast.core.errors import Closed, StoreError
+from holdfast.core.errors import Closed, StoreError, Unavailable
 from holdfast.store import catalogue, migrate
 from holdfast.store.batch import Batch
+from holdfast.store.database import Call, Overdue
 from holdfast.store.hints import Hints
 from holdfast.store.home import Home
 from holdfast.store.owners import Owner
@@ -38,13 +40,14 @@ from holdfast.store.sqlite_batch import roll_back, run_batch
 from holdfast.store.sqlite_errors import Edge, translate
 from holdfast.store.sqlite_log import WAL_BYTES_MAX, LogKeeper
 from holdfast.store.sqlite_pool import Pool, Reader, find_file, leave_log, make_file, pragmas
-from holdfast.store.sqlite_tx import ReadBlock, WriteBlock
+from holdfast.store.sqlite_tx import ReadBlock, WriteBlock, bind
 from holdfast.store.turn import Turn
 from holdfast.store.worker import Worker
 from holdfast.store.writer import Writer
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
+    from holdfast.store.database import Row
     from holdfast.store.settings import StoreSettings
 
 __all__ = ["SqliteDatabase", "open_sqlite"]
@@ -115,6 +118,12 @@ class SqliteDatabase:
         if self.read_only:
             raise self._refuse()
         return WriteBlock(self)
+
+    async def submit(self, statement: str, /, **params: object) -> Row | None:
+        self.check()
+        if self.memory and not self.turn.taken and not self.writer.pending_items and not points.armed:
+            return self._submit_now(statement, params)  # there is no flush to share
+        return await self._submit_soon(statement, params)
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         self.check()
@@ -206,6 +215,28 @@ class SqliteDatabase:
                 self.connection.execute(self.statements["ledger.exists"].text).fetchall()
         finally:
             self.turn.give()
+
+    def _submit_now(self, statement: str, params: dict[str, object]) -> Row | None:
+        found = self.statements[statement]
+        with self.edge:
+            rows = self.connection.execute(found.text, bind(found, params)).fetchall()
+        return found.row(rows[0]) if rows else None
+
+    async def _submit_soon(self, statement: str, params: dict[str, object]) -> Row | None:
+        """Have the writer run a statement in the transaction of its next batch."""
+        future: asyncio.Future[Row | None] = self.home.loop.create_future()
+        bind(self.statements[statement], params)  # said at once, not after the commit
+        call = Call(statement, params, future)
+        try:
+            if not self.writer.offer(call):
+                await self.writer.put(call)
+            return await future
+        except Overdue:
+            self.writer.withdraw(call)
+            raise Unavailable(f"{self.label} did not acknowledge a statement in time", "try again") from None
+        except asyncio.CancelledError:
+            self.writer.withdraw(call)
+            raise
 
     def _go(self) -> None:
         self.writer.go(0)

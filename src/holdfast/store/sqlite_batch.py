@@ -13,6 +13,7 @@ import apsw
 from holdfast.core import points
 from holdfast.store.batch import AppendFailed, Batch, Group
 from holdfast.store.catalogue import Catalogue
+from holdfast.store.database import Call
 from holdfast.store.sqlite_errors import APPEND_FAULTS, translate
 
 __all__ = ["roll_back", "run_batch"]
@@ -35,6 +36,8 @@ def run_batch(batch: Batch, connection: apsw.Connection, statements: Catalogue, 
                 _run_carefully(group, cursor, statements, label)
             else:
                 _run(group, cursor, statements)
+        for call in batch.calls:
+            _call(call, cursor, statements, label)
         if points.armed:
             points.reach("batch.inserted")
     except APPEND_FAULTS as error:
@@ -85,6 +88,17 @@ def _run_carefully(group: Group, cursor: apsw.Cursor, statements: Catalogue, lab
         cursor.execute("ROLLBACK TO append")
         group.error = translate(error, label)
     cursor.execute("RELEASE append")
+
+
+def _call(call: Call, cursor: apsw.Cursor, statements: Catalogue, label: str) -> None:
+    """Run a statement; one that fails leaves nothing, and the transaction goes on."""
+    try:
+        found = statements[call.statement]
+        rows = cursor.execute(found.text, cast(Any, call.params)).fetchall()
+    except APPEND_FAULTS as error:
+        call.error = translate(error, label)
+    else:
+        call.row = found.row(rows[0]) if rows else None
 
 
 def _find_recorded(group: Group, cursor: apsw.Cursor, statements: Catalogue) -> bool:

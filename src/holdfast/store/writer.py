@@ -390,6 +390,8 @@ class Writer:
                     future.set_result(result)
                 if append.settled is not None:
                     _call(append.settled, durable=result is not None)
+        for call in batch.calls:
+            _tell(call, call.row, call.error)
         if self._line:
             self._admit()
         if self._drains:

@@ -28,7 +28,7 @@ store in memory. Everything else applies to all. The tests use the tables of dur
 statement that the engine does not use.
 """
 
-from holdfast.testing.store_contract.appends import Appends, Fencing
+from holdfast.testing.store_contract.appends import Appends, Fencing, Submits
 from holdfast.testing.store_contract.ledgers import LocalStore, Store
 from holdfast.testing.store_contract.sharing import Processes, Sharing
 from holdfast.testing.store_contract.transactions import Claims, Errors, Pagination, Transactions, Values, Wakeups
@@ -46,6 +46,7 @@ __all__ = [
     "Processes",
     "Sharing",
     "Store",
+    "Submits",
     "Transactions",
     "Values",
     "Wakeups",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from holdfast.core.errors import Conflict, StoreError
-from holdfast.store.database import Database
+from holdfast.core.loops import spawn
+from holdfast.store.database import Database, Row, Statements
 from holdfast.testing.store_contract.ledgers import append, create, entries, entry, executions, put, reserve, values
 
-__all__ = ["Appends", "Fencing"]
+__all__ = ["Appends", "Fencing", "Submits"]
 
 
 class Appends:
@@ -197,3 +198,87 @@ class Fencing:
         assert await put(db, append([("audit.add", row)], 1, fence=None)) == [True]
         async with db.read() as tx:
             assert len(await tx.all("audit.list", execution_id="e", after=0, most=10)) == 1
+
+
+class Submits:
+    """A statement by itself: its row, once what it wrote is durable."""
+
+    async def test_a_statement_gives_its_row(self, db: Database) -> None:
+        first, second = await db.submit("executions.reserve"), await db.submit("executions.reserve")
+        assert first is not None
+        assert second is not None
+        assert second.first > first.first
+
+    async def test_what_a_statement_writes_is_there(self, db: Database) -> None:
+        [pk] = await executions(db)
+        assert await ask(db, pk) is not None
+        assert (await found(db, pk)).request == "pause:"
+
+    async def test_a_statement_that_finds_nothing_gives_none(self, db: Database) -> None:
+        [pk] = await executions(db)
+        assert await ask(db, pk, fence=7) is None
+        assert (await found(db, pk)).request is None
+
+    async def test_many_together_each_get_their_own(self, db: Database) -> None:
+        rows = await asyncio.gather(*(db.submit("executions.reserve") for _ in range(100)))
+        assert len({row.first for row in rows if row is not None}) == 100
+
+    async def test_a_bad_statement_fails_alone(self, db: Database) -> None:
+        pks = await executions(db, 3)
+        results = await asyncio.gather(
+            ask(db, pks[0]), ask(db, pks[1], fence=2**70), ask(db, pks[2]), return_exceptions=True
+        )
+        assert [isinstance(result, StoreError) for result in results] == [False, True, False]
+        assert [(await found(db, pk)).request for pk in pks] == ["pause:", None, "pause:"]
+
+    async def test_what_it_does_not_take_is_an_error(self, db: Database) -> None:
+        for statement, params in (
+            ("executions.get", {}), ("executions.get", {"name": "a"}), ("executions.get", {"id": "a", "other": 1}),
+            ("executions.fly", {"id": "a"}),
+        ):  # fmt: skip
+            try:
+                await db.submit(statement, **params)
+            except StoreError:
+                continue
+            raise AssertionError(statement, params)
+
+    async def test_statements_and_appends_go_together(self, db: Database) -> None:
+        [pk] = await executions(db)
+        appends, row = await asyncio.gather(put(db, *(entry(db, pk, idx) for idx in range(10))), ask(db, pk))
+        assert all(appends)
+        assert row is not None
+        assert len(await entries(db, pk)) == 10
+
+    async def test_a_statement_comes_after_an_open_transaction(self, db: Database) -> None:
+        [pk] = await executions(db)
+        async with db.write() as tx:
+            await tx.all("executions.lock", pk=pk)
+            later = spawn(ask(db, pk), "test")
+        assert await later is not None
+
+    async def test_one_that_gives_up_leaves_the_others(self, db: Database) -> None:
+        pks = await executions(db, 2)
+        given_up, other = (spawn(ask(db, pk), "test") for pk in pks)
+        given_up.cancel()
+        assert await other is not None
+        await asyncio.wait((given_up,))
+
+    async def test_statements_by_themselves_serve_as_a_transaction(self, db: Database) -> None:
+        tx = Statements(db)
+        [pk] = await executions(db)
+        assert await tx.one("executions.request", request="pause:", request_at=1, pk=pk, fence=1) is not None
+        assert [row.pk for row in await tx.all("executions.get", id=f"e{pk}")] == [pk]
+        assert await tx.run("generations.close", [(1, "done", None, pk, 1)]) == 1
+
+
+async def ask(database: Database, pk: int, *, fence: int = 1) -> Row | None:
+    """Ask for an execution to be paused, by a statement of its own."""
+    return await database.submit("executions.request", request="pause:", request_at=1, pk=pk, fence=fence)
+
+
+async def found(database: Database, pk: int) -> Row:
+    """Return an execution."""
+    async with database.read() as tx:
+        row = await tx.one("executions.get", id=f"e{pk}")
+    assert row is not None
+    return row
