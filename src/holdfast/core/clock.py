@@ -47,6 +47,10 @@ class Clock(Protocol):
         """Sleep for that long; not at all, but yielding once, when it is zero or less."""
         ...
 
+    def pause(self, seconds: float, /) -> None:
+        """Keep the calling thread for that long, where no event loop runs; not at all when it is zero or less."""
+        ...
+
     async def wait(self, future: asyncio.Future[Any], timeout: float | None, /) -> bool:  # noqa: ASYNC109 - the primitive
         """Wait until a future is done, at most `timeout` seconds; say whether it is. Never cancels it."""
         ...
@@ -71,11 +75,13 @@ class SystemClock:
     def now(self) -> int:
         return time.time_ns() // 1000 + self.offset
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float, /) -> None:
         await asyncio.sleep(max(seconds, 0))
+
+    def pause(self, seconds: float, /) -> None:
+        time.sleep(max(seconds, 0))
 
     async def wait(self, future: asyncio.Future[Any], timeout: float | None, /) -> bool:  # noqa: ASYNC109 - the primitive
         if not future.done():

@@ -419,7 +419,9 @@ def first_run(
         added.append((b"idempotency-key", fields.sf_string(key)))
     if config.expires_header and expires_at is not None:
         added.append((b"idempotency-expires", fields.imf_date(expires_at)))
-    return fields.without(headers, *fields.MARKERS, fields.CONTROL, *(name for name, _ in added)) + added
+    if not added:
+        return [field for field in headers if field[0].lower() not in fields.OURS]
+    return fields.without(headers, *fields.OURS, *(name for name, _ in added)) + added
 
 
 def error_class(code: str) -> type[IdempotencyError] | None:

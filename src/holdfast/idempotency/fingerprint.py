@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -77,24 +78,31 @@ def parts_of(scope: Scope, headers: Headers, rule: RouteRule, config: Idempotenc
         config: Names the fields that count.
     """
     raw_path = scope.get("raw_path")
+    names = _counting(config.fingerprint_headers)
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered in names:
+            found.setdefault(lowered, []).append(value.strip(b" \t"))
     return RequestParts(
         method=scope["method"],
         raw_path=quote(scope["path"], safe=_PCHARS, errors="surrogateescape").encode()
         if raw_path is None
         else raw_path,
         query=scope.get("query_string", b""),
-        content_type=b", ".join(_values(headers, b"content-type")),
-        content_encoding=b", ".join(_values(headers, b"content-encoding")),
-        headers=tuple(
-            (name, _values(headers, name)) for name in (n.lower().encode() for n in config.fingerprint_headers)
-        ),
+        content_type=b", ".join(found.get(b"content-type", ())),
+        content_encoding=b", ".join(found.get(b"content-encoding", ())),
+        headers=tuple([(name, tuple(found.get(name, ()))) for name, configured in names.items() if configured]),
         form=rule.body,
         ignored=config.content_type_ignore,
     )
 
 
-def _values(headers: Headers, wanted: bytes) -> tuple[bytes, ...]:
-    return tuple(value.strip(b" \t") for name, value in headers if name.lower() == wanted)
+@lru_cache(maxsize=64)
+def _counting(configured: tuple[str, ...]) -> dict[bytes, bool]:
+    """The fields to look for, in order; whether each is a configured one."""
+    names = {name.lower().encode(): True for name in configured}
+    return names | {name: name in names for name in (b"content-type", b"content-encoding")}
 
 
 class Hasher:
@@ -138,9 +146,14 @@ class Hasher:
             content_type(parts.content_type, parts.ignored),
             parts.content_encoding.strip(b" \t"),
             self._form,
-            *(lp(name, *values) for name, values in parts.headers),
+            *[lp(name, *values) if values else _absent(name) for name, values in parts.headers],
         )
         return hashlib.sha256(bytes((VERSION,)) + head + self._sum.digest()).digest()
+
+
+@lru_cache(maxsize=256)
+def _absent(name: bytes) -> bytes:
+    return lp(name)
 
 
 def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from holdfast.idempotency.errors import RecordUnreadable
@@ -34,6 +35,7 @@ __all__ = [
     "encode_headers",
     "filter_headers",
     "imf_date",
+    "keepable",
     "lasting",
     "needs_transcoding",
     "parse_control",
@@ -65,6 +67,8 @@ MARKER: Final = b"idempotency-replayed"
 MARKER_STRIPE: Final = b"idempotent-replayed"
 MARKERS: Final = frozenset({MARKER, MARKER_STRIPE})
 CONTROL: Final = b"idempotency-control"
+OURS: Final = MARKERS | {CONTROL}
+"""Fields of a handler's response that are not for its client."""
 
 _OF_ONE_SENDING: Final = (
     MARKERS
@@ -95,12 +99,42 @@ def filter_headers(headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> H
     one sending and of this one caller's rate, what is computed anew, and what the rule denies; cookies
     unless the rule keeps them.
     """
+    return _filtered(_normal(headers), rule)
+
+
+def keepable(status: int, headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> Headers | None:
+    """Return what `filter_headers` does, or None where the head may not be sent again (`storable`)."""
     fields = _normal(headers)
-    denied = _OF_ONE_SENDING.union(name.lower().encode() for name in rule.header_deny)
-    denied |= {token.strip(b" \t").lower() for n, value in fields if n == b"connection" for token in value.split(b",")}
-    if rule.set_cookie != "keep":
-        denied |= {b"set-cookie"}
-    return [field for field in fields if field[0] not in denied and not field[0].startswith(_FAMILIES)]
+    if status not in _STATUSES:
+        return None
+    for name, value in fields:
+        if _NAME.fullmatch(name) is None or _UNSENDABLE.search(value) is not None:
+            return None
+    return _filtered(fields, rule)
+
+
+def _filtered(fields: Headers, rule: RouteRule) -> Headers:
+    denied = _denied(rule.header_deny, rule.set_cookie != "keep")
+    kept = []
+    for field in fields:
+        name = field[0]
+        if name == b"connection":
+            hops = (value for other, value in fields if other == b"connection")
+            named = {token.strip(b" \t").lower() for value in hops for token in value.split(b",")}
+            return [each for each in _filtered(_without_hops(fields), rule) if each[0] not in named]
+        if name not in denied and not name.startswith(_FAMILIES):
+            kept.append(field)
+    return kept
+
+
+def _without_hops(fields: Headers) -> Headers:
+    return [field for field in fields if field[0] != b"connection"]
+
+
+@lru_cache(maxsize=256)
+def _denied(named: tuple[str, ...], cookies: bool) -> frozenset[bytes]:  # noqa: FBT001 - a key of the cache
+    denied = _OF_ONE_SENDING.union(name.lower().encode() for name in named)
+    return denied | {b"set-cookie"} if cookies else denied
 
 
 def tombstone_headers(headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> Headers:
@@ -196,6 +230,9 @@ class Control:
     irreversible: bool = False
 
 
+NOTHING_SAID: Final = Control()
+"""Of a response without the field."""
+
 _TTL = re.compile(rb"ttl[ \t]*=[ \t]*([0-9]{1,9})")
 
 
@@ -205,9 +242,9 @@ def parse_control(headers: Headers) -> tuple[Control, Headers]:
     Directives are separated by commas, in any case; one that is unknown or malformed is passed over, and
     of two lifetimes the shorter counts.
     """
-    values = [value for name, value in headers if name.lower() == CONTROL]
+    values = [value for name, value in headers if len(name) == len(CONTROL) and name.lower() == CONTROL]
     if not values:
-        return Control(), headers
+        return NOTHING_SAID, headers
     directives = {directive.strip(b" \t").lower() for value in values for directive in value.split(b",")}
     seconds = [int(match[1]) for match in map(_TTL.fullmatch, directives) if match]
     ttl = min((timedelta(seconds=n) for n in seconds if n), default=None)

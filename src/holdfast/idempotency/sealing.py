@@ -142,13 +142,13 @@ def open_outcome(
     if sealed.cipher_key is not None:
         sealed = _decrypted(sealed, cipher, _associated(key_id, record_id, format))
     headers = decode_headers(sealed.headers)
-    if not storable(sealed.status, ()):
-        raise _unreadable("its status is none")
-    if sealed.body is None:
+    if sealed.body is None:  # its status is told, never sent: it may be 101, or one that may not be sent again
         if sealed.reason not in _REASONS:
             raise _unreadable("its reason is none")
         reason = cast(TombstoneReason, sealed.reason)
         return Tombstone(sealed.status, headers, reason, sealed.body_bytes, sealed.body_digest)
+    if not storable(sealed.status, ()):
+        raise _unreadable("its status is none")
     return Completed(sealed.status, headers, _unpacked(sealed, sealed.body))
 
 

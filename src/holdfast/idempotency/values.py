@@ -19,8 +19,29 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 __all__ = [
-    "Absent", "Completed", "Conflict", "Decision", "Headers", "InFlight", "KeyRecord", "Lapse", "Mode",
-    "Once", "Outcome", "Principal", "Proceed", "Replay", "RECORD_FORMAT", "Rerun", "Running", "Sealed", "State", "Tombstone", "TombstoneReason", "Undecided", "UnknownReason",
+    "RECORD_FORMAT",
+    "Absent",
+    "Completed",
+    "Conflict",
+    "Decision",
+    "Headers",
+    "InFlight",
+    "KeyRecord",
+    "Lapse",
+    "Mode",
+    "Once",
+    "Outcome",
+    "Principal",
+    "Proceed",
+    "Replay",
+    "Rerun",
+    "Running",
+    "Sealed",
+    "State",
+    "Tombstone",
+    "TombstoneReason",
+    "Undecided",
+    "UnknownReason",
 ]  # fmt: skip
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -234,6 +255,7 @@ class Conflict:
 
 
 Decision: TypeAlias = Proceed | Replay | InFlight | Conflict
+"""What becomes of a request with a key; whoever decides about one matches all four."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from holdfast.core.clock import Clock, SystemClock
 from holdfast.core.errors import ConfigError
@@ -19,6 +19,7 @@ from holdfast.store.sqlite import MEMORY, open_sqlite
 
 __all__ = ["Append", "Database", "Plan", "Row", "StoreSettings", "Tx", "open_database"]
 
+Library: TypeAlias = Literal["apsw", "sqlite3"]
 _Key = tuple[int, str, bool]
 _open: dict[_Key, Any] = {}
 _opening: dict[_Key, asyncio.Future[None]] = {}
@@ -31,10 +32,14 @@ async def open_database(
     settings: StoreSettings | None = None,
     namespace: bytes | None = None,
     read_only: bool = False,
+    library: Library = "apsw",
 ) -> Database:
     """Open a ledger, or take a share in one this event loop has open; give it back with `close`.
 
     The settings of the first opener hold. `:memory:` is never shared.
+
+    Two SQLite libraries in one process do not see each other's locks, and damage a file that both use. A file whose
+    application uses Python's own `sqlite3` on it is therefore opened with `library="sqlite3"`.
 
     Args:
         target: A path, `:memory:`, or a `postgresql://` URL.
@@ -42,9 +47,11 @@ async def open_database(
         settings: Limits.
         namespace: What a new ledger gets, and an old one must have.
         read_only: Change nothing, and refuse to write.
+        library: Which SQLite library opens a file.
 
     Raises:
-        ConfigError: The target makes no sense, needs an extra that is not installed, or is open with another clock.
+        ConfigError: The target makes no sense, needs an extra that is not installed, or is open with another clock
+            or through another library.
         StoreError: The ledger cannot be opened; the error says why.
     """
     settings = settings or StoreSettings()
@@ -58,6 +65,7 @@ async def open_database(
         if "://" in name:
             raise ConfigError("the ledger's URL is not one of PostgreSQL", "give a path or a postgresql:// URL")
         name = os.path.realpath(name)  # noqa: ASYNC240 - quick, and once per opening
+        _check_library(name, library)
     key = (id(asyncio.get_running_loop()), name, read_only)
     while key in _opening:
         await asyncio.wait((_opening[key],))
@@ -68,7 +76,7 @@ async def open_database(
         return cast(Database, shared)
     _opening[key] = asyncio.get_running_loop().create_future()
     try:
-        opener = _postgres() if postgres else open_sqlite
+        opener = _postgres() if postgres else open_sqlite if library == "apsw" else _sqlite3()
         opened: Database = await opener(name, clock=clock, settings=settings, namespace=namespace, read_only=read_only)
         _open[key] = opened
     finally:
@@ -81,9 +89,26 @@ def _is_home(database: Any) -> bool:
     return database.home.loop is asyncio.get_running_loop() and not database.home.foreign
 
 
+def _check_library(path: str, library: Library) -> None:
+    """Make sure that this process uses a file through one SQLite library only."""
+    for (_, name, _), database in _open.items():
+        used = getattr(database, "library", "apsw")
+        if name == path and used != library and not database.gone and database.shares and not database.home.foreign:
+            raise ConfigError(
+                f"this process has {path} open through {used}, and {library} would damage it",
+                "open it once: give a guard whose unit uses sqlite3 the path, and the engine a ledger of its own, "
+                "or use apsw for the application's connections too",
+                code="config.unit_database",
+            )
+
+
 def _check_clock(database: Database, clock: Clock) -> None:
     if database.clock is not clock and not (type(clock) is type(database.clock) is SystemClock):
         raise ConfigError(f"{database.label} is open with another clock", "give all that share a ledger the same clock")
+
+
+def _sqlite3() -> Any:
+    return importlib.import_module("holdfast.store.foreign").open_sqlite3
 
 
 def _postgres() -> Any:

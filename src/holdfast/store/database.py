@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
+    from holdfast.store.home import Home
     from holdfast.store.owners import Owner
     from holdfast.store.writer import Writer
 
@@ -49,7 +50,7 @@ class Tx(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # one of each: batches are sorted by what it is, not by what it says
 class Plan:
     """How the appends of one slice become a transaction: its statements, in the order a batch runs them.
 
@@ -172,6 +173,8 @@ class Database(Protocol):
     dialect: Literal["sqlite", "postgres"]
     label: str
     """What to call it in messages: a path or a URL without credentials."""
+    home: Home
+    """The process and event loop it belongs to."""
     clock: Clock
     writer: Writer
     owner: Owner

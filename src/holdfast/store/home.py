@@ -15,6 +15,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 
 from holdfast.core.errors import WrongLoop, WrongProcess
 
@@ -29,6 +30,8 @@ class Home:
     def __init__(self, label: str) -> None:
         self.label = label
         self.loop = asyncio.get_running_loop()
+        self._is_running = self.loop.is_running
+        self._thread = get_ident()
         self.foreign = False
         self._parting: list[Callable[[], object]] = []
         _homes.add(self)
@@ -42,6 +45,16 @@ class Home:
         """
         if self.foreign:
             self.check_process()
+        # A loop that runs in this thread is the one whose code this is: quicker to tell than the running loop is.
+        if get_ident() != self._thread or not self._is_running():
+            self.check_loop()
+
+    def check_loop(self) -> None:
+        """Make sure the caller is in the loop in which the handle was opened.
+
+        Raises:
+            WrongLoop: This is another event loop, or none.
+        """
         if _running_loop() is not self.loop:
             raise WrongLoop(f"{self.label} was opened in another event loop", "open it in the loop that uses it")
 

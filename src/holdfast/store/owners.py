@@ -255,7 +255,7 @@ class Owner:
         """Vanish as a dead process does: the lock is let go, the row and the file stay."""
         self._over = True
         loop, self._loop = self._loop, None
-        if loop is not None:
+        if loop is not None and not self._home.loop.is_closed():  # a closed one has ended all that ran in it
             spawn(loop.stop(), "holdfast owner")
         self._lease = None
         if self._lock is not None:

@@ -40,7 +40,7 @@ class ManualClock:
         """Start at an aware datetime; without one, at the beginning of 2026."""
         self._wall = from_datetime(start or _START)
         self._elapsed = 0
-        self._due: list[tuple[int, int, _Timer]] = []
+        self._due: list[tuple[int, int, _Timer | _Alarm]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
         self._lock = threading.Lock()  # a synchronous program moves the clock from another thread
@@ -78,6 +78,13 @@ class ManualClock:
             return
         await self._sleeping(seconds)
 
+    def pause(self, seconds: float, /) -> None:
+        """Keep the calling thread until another thread has moved the clock that far."""
+        if seconds > 0:
+            alarm = _Alarm()
+            self._set(seconds, alarm)
+            alarm.wait()
+
     async def wait(self, future: asyncio.Future[Any], timeout: float | None, /) -> bool:  # noqa: ASYNC109 - the primitive
         if future.done():
             return True
@@ -95,6 +102,10 @@ class ManualClock:
 
     def call_later(self, seconds: float, callback: Callable[[], object], /) -> _Timer:
         timer = _Timer(asyncio.get_running_loop(), callback)
+        self._set(seconds, timer)
+        return timer
+
+    def _set(self, seconds: float, timer: _Timer | _Alarm) -> None:
         due = self._elapsed + max(math.ceil(seconds * 1_000_000), 0)
         with self._lock:
             if len(self._due) >= self._crowded:
@@ -105,7 +116,6 @@ class ManualClock:
             heapq.heappush(self._due, (due, next(self._order), timer))
         if due <= self._elapsed:
             self._fire(self._elapsed)
-        return timer
 
     def _sleeping(self, seconds: float) -> asyncio.Future[None]:
         """A future that is done when that long has passed; cancelling it takes its timer back."""
@@ -126,7 +136,7 @@ class ManualClock:
         return Settled()
 
     def _fire(self, elapsed: int) -> None:
-        due: list[_Timer] = []
+        due: list[_Timer | _Alarm] = []
         with self._lock:
             while self._due and self._due[0][0] <= elapsed:
                 due.append(heapq.heappop(self._due)[2])
@@ -168,3 +178,20 @@ class _Timer:
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
+
+
+class _Alarm:
+    """What a paused thread waits for."""
+
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    @property
+    def pending(self) -> bool:
+        return not self._rung.is_set()
+
+    def wait(self) -> None:
+        self._rung.wait()
+
+    def fire(self) -> None:
+        self._rung.set()

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from holdfast import execution, store
+from holdfast import execution, idempotency, store
 from holdfast.core import points
 from holdfast.core.points import Action, Armed
 
 __all__ = ["WriterFaults", "crash", "crash_points"]
 
-_PASSING = (store, execution)
-_DRIVERS = ("holdfast.store.postgres",)  # its driver is an extra, and it has no points of its own
+_PASSING = (store, execution, idempotency)
+# What they import is an extra, and they have no points of their own.
+_EXTRAS = ("holdfast.store.postgres", "holdfast.idempotency.bodies", "holdfast.idempotency.client")
 
 
 def crash_points() -> tuple[str, ...]:
@@ -52,7 +53,7 @@ def _import_all() -> None:
     """Import the modules that pass points, since that is what registers them."""
     for package in _PASSING:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if module.name not in _DRIVERS:
+            if module.name not in _EXTRAS:
                 importlib.import_module(module.name)
 
 

@@ -1,0 +1,1 @@
+"""One module per framework or driver that Holdfast works with; each imports its own."""
