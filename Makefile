@@ -4,11 +4,12 @@
 #   make demo                   the whole story, in under two minutes
 #   make test  [ARGS="-k name"] the whole suite, real PostgreSQL included
 #   make check                  ruff, mypy --strict, import contracts
-#   make bench [ARGS="--json"]  side by side with the peers
+#   make bench [ARGS="--json"]  side by side with the peers; OF=durable: only that one
 #   make torture [ROUNDS=1000]  random kills, many rounds
 
 PYTHON ?= python3
 ROUNDS ?= 1000
+OF ?= durable idempotency
 ARGS ?=
 
 VENV := .venv/bin
@@ -39,7 +40,7 @@ check: .venv/.ready
 	$(VENV)/lint-imports
 
 bench: .venv-bench/.ready
-	@$(BENCH)/python bench/durable.py $(ARGS)
+	@set -e; for each in $(OF); do $(BENCH)/python bench/$$each.py $(ARGS); done
 
 torture: .venv/.ready
 	@HOLDFAST_TORTURE_ROUNDS=$(ROUNDS) $(VENV)/python -m pytest -m torture --timeout=0 $(ARGS)

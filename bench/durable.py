@@ -22,11 +22,10 @@ from pathlib import Path
 
 from ledgers import Ledgers, Postgres, Sqlite
 from report import Findings, report
+from results import write_into
 from workload import CRASHED, Job, Sample, Sizes
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "RESULTS.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 TRIAL_SECONDS_MAX = 900
 
 
@@ -175,13 +174,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _write_results(text: str) -> None:
-    """Put the results between the marks in RESULTS.md."""
-    before, _, rest = RESULTS.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    RESULTS.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="end with the ratios as one JSON object")
@@ -189,7 +181,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=FIGURES, help="measure only this; may be repeated")
     parser.add_argument("--on", action="append", choices=("sqlite", "postgres"), help="use only this database")
     parser.add_argument("--repeats", type=int, help="rounds (default: 3; quick: 1)")
-    parser.add_argument("--write", action="store_true", help=f"put the results into {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
     return parser.parse_args()
 
 
@@ -215,7 +207,7 @@ def main() -> None:
     text = "\n".join(report(bench.findings, sizes, about, repeats))
     print(text)
     if options.write:
-        _write_results(text)
+        write_into("durable", text)
     if options.json:
         print(json.dumps(bench.findings.summary(list(about))))
 

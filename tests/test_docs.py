@@ -150,6 +150,36 @@ def test_links_lead_somewhere() -> None:
     assert sorted(f"{title(path)}: {target}" for path, target in links if not (path.parent / target).exists()) == []
 
 
+MODES = {
+    "A `transaction`": "share-a-transaction", "B `separate`": "guard-a-payment-endpoint",
+    "C `execution`": "answer-from-an-execution",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_can_still_happen_stands_beside_every_mode(mode: str) -> None:
+    """HX-7: the windows of the concept's table are repeated where a mode is explained."""
+    concept = (ROOT / "docs" / "concepts" / "http-idempotency.md").read_text()
+    guide = (ROOT / "docs" / "howto" / f"{MODES[mode]}.md").read_text()
+    for row in (mode, "all |"):
+        (window,) = re.findall(rf"^\| {re.escape(row)}.*$", concept, re.MULTILINE)
+        assert window in guide.splitlines()
+
+
+def test_http_is_promised_effectively_once() -> None:
+    """HX-7: never more than that."""
+    concept = (ROOT / "docs" / "concepts" / "http-idempotency.md").read_text()
+    assert "**Effectively once**" in concept
+    pages = [path for path in documents() if "idempotency" in path.stem or path.stem in MODES.values()]
+    promises = [
+        f"{title(path)}: {sentence}"
+        for path in pages
+        for sentence in re.split(r"(?<=[.:])\s", path.read_text())
+        if re.search(r"exactly\s+once", sentence, re.IGNORECASE) and not re.search(r"[Nn]obody|never|not", sentence)
+    ]
+    assert promises == []
+
+
 def test_readme_says_how_to_start() -> None:
     text = coded((ROOT / "README.md").read_text())
     assert "make demo" in text

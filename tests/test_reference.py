@@ -1,7 +1,7 @@
-"""What the reference says of signatures, fields, settings, tables, crash points and metrics is what the code has.
+"""What the reference says of signatures, fields, settings, tables, codes, events and metrics is what the code has.
 
-A signature stands in a fence without a language: `holdfast.` for the package, `sync.` and `testing.` for its
-modules, a class of `holdfast` for a method.
+A signature stands in a fence without a language: `holdfast.` for the package, `sync.`, `testing.`, `idempotency.` and
+the like for its modules, a public class for a method.
 """
 
 from __future__ import annotations
@@ -17,20 +17,41 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 from tests.tree import ROOT, coded, package
 
 import holdfast
+import holdfast.idempotency
 import holdfast.sync
 import holdfast.testing
 from holdfast.core import trace
+from holdfast.idempotency import IdempotencyConfig, RouteRule, answers, calls, client, errors, events, openapi, outbox
+from holdfast.idempotency.rules import CODES, PROFILES
+from holdfast.integrations import (
+    aiosqlite,
+    apsw,
+    asyncpg,
+    fastapi,
+    litestar,
+    quart,
+    sqlalchemy,
+    starlette,
+)
 from holdfast.testing import crash_points
 
 REFERENCE = ROOT / "docs" / "reference"
-MODULES = {"holdfast": holdfast, "sync": holdfast.sync, "testing": holdfast.testing}
-CONSTANTS = {"timedelta": timedelta, "os": os, "Retry": holdfast.Retry}
+MODULES: dict[str, ModuleType] = {
+    "holdfast": holdfast, "sync": holdfast.sync, "testing": holdfast.testing, "idempotency": holdfast.idempotency,
+    "client": client, "outbox": outbox, "starlette": starlette, "fastapi": fastapi, "quart": quart,
+    "litestar": litestar, "asyncpg": asyncpg, "sqlalchemy": sqlalchemy, "aiosqlite": aiosqlite, "apsw": apsw,
+}  # fmt: skip
+CONSTANTS = {
+    "timedelta": timedelta, "os": os, "Retry": holdfast.Retry, "RetryPolicy": client.RetryPolicy,
+    "SECRET_PARAMS": calls.SECRET_PARAMS, "RouteRule": RouteRule,
+}  # fmt: skip
 FACTORY = "<factory>"
 
 
@@ -55,7 +76,8 @@ def signatures() -> Iterator[tuple[str, str]]:
 
 def resolve(name: str) -> Any:
     head, _, rest = name.partition(".")
-    target: Any = MODULES.get(head) or getattr(holdfast, head)
+    holders = [module for module in (holdfast, holdfast.idempotency, client) if hasattr(module, head)]
+    target: Any = MODULES.get(head) or getattr(holders[0], head)
     for part in rest.split("."):
         target = getattr(target, part)
     return target
@@ -101,7 +123,8 @@ def test_every_function_and_method_of_note_has_its_signature() -> None:
 
 def test_every_field_of_a_value_is_in_the_reference() -> None:
     text = "\n".join(coded(path.read_text()) for path in REFERENCE.glob("*.md"))
-    values = [getattr(holdfast, name) for name in holdfast.__all__]
+    modules = (holdfast, holdfast.idempotency, client, outbox)
+    values = [getattr(module, name) for module in modules for name in module.__all__]
     fields = [
         (value.__name__, field.name)
         for value in values
@@ -110,6 +133,35 @@ def test_every_field_of_a_value_is_in_the_reference() -> None:
         if field.init
     ]
     assert [field for field in fields if not re.search(rf"(?<!\w){field[1]}(?!\w)", text)] == []
+
+
+def test_every_method_of_a_class_of_note_is_in_the_reference() -> None:
+    """What is public of a class of the idempotency slice is a method or attribute that some page names."""
+    text = coded(page("idempotency")) + coded(page("idempotency-client")) + coded(page("integrations"))
+    own = (holdfast.idempotency, client, outbox)
+    classes = {getattr(module, name) for module in own for name in module.__all__}
+    inner = {"Idem": SAID_OF_IDEM, "Idempotency": CALLED_BY_SHELLS, "KeyJournal": SENDING}
+    inner |= dict.fromkeys(("IdempotencyConfig", "RouteRule"), RULING)
+    missing = [
+        f"{each.__name__}.{name}"
+        for each in classes
+        if isinstance(each, type) and each.__module__.startswith("holdfast.") and "Transport" not in each.__name__
+        for name in vars(each)
+        if not name.startswith("_") and name not in inner.get(each.__name__, ())
+        if not re.search(rf"(?<!\w){name}(?!\w)", text)
+    ]
+    assert missing == []
+
+
+# Public to the other modules of the slice, and of no use outside.
+SAID_OF_IDEM = {"apply", "discarded", "result", "retention", "settled"}
+CALLED_BY_SHELLS = {
+    "claim", "claim_in", "claim_ready", "enter", "gated", "holding", "holds", "leave", "lookup", "mark_irreversible",
+    "mark_unknown", "observe", "ready", "record", "release", "retry_after", "set_result", "settle", "settle_in",
+    "ticket", "unprotected", "wait",
+}  # fmt: skip
+RULING = {"declared", "lapse", "matches", "ruled"}
+SENDING = {"claim", "conclude", "describe", "release"}
 
 
 def rows(text: str) -> Iterator[list[str]]:
@@ -132,6 +184,78 @@ def test_settings_have_the_defaults_and_ranges_of_the_reference() -> None:
             assert (low, high) == (field.metadata["minimum"], field.metadata["maximum"]), name
 
 
+QUANTITY = re.compile(r"(\d+) (h|s|min|MiB|KiB)")
+SIZES = {"MiB": 1024 * 1024, "KiB": 1024}
+
+
+def quantity(cell: str) -> Any:
+    """What a default of the reference means: `24 h`, `2 MiB`, or a Python expression set as code."""
+    if found := QUANTITY.fullmatch(cell):
+        number, unit = int(found[1]), found[2]
+        if unit in SIZES:
+            return number * SIZES[unit]
+        return timedelta(**{{"h": "hours", "min": "minutes", "s": "seconds"}[unit]: number})
+    return eval(cell.strip("`"), CONSTANTS)  # noqa: S307 - the text is our own documentation
+
+
+@pytest.mark.parametrize("settings", [RouteRule, IdempotencyConfig])
+def test_fields_have_the_defaults_of_the_reference(settings: type) -> None:
+    """Every field has its row, in the order of the class, with its default and a docstring of its own."""
+    section = page("idempotency").partition(f"## `{settings.__name__}`")[2].partition("\n## ")[0]
+    said = {cells[0].strip("`"): cells for cells in rows(section)}
+    fields = dataclasses.fields(settings)
+    assert list(said) == [field.name for field in fields]
+    described = re.findall(r"^        (\w+): ", settings.__doc__ or "", re.MULTILINE)
+    assert described == [field.name for field in fields], "the docstring describes every field"
+    for field in fields:
+        assert len(said[field.name]) == 3, field.name
+        cell = said[field.name][1]
+        if cell == "required":
+            assert field.default is dataclasses.MISSING is field.default_factory, field.name
+        else:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            assert quantity(cell) == default, field.name
+
+
+def test_codes_are_those_of_the_reference() -> None:
+    """Every situation has its row: code, status, what the answer carries, and the class of its error."""
+    section = page("idempotency-http").partition("## Refusals")[2].partition("\n### ")[0]
+    said = {cells[0].strip("`"): cells for cells in rows(section.replace("| |", "| - |"))}
+    assert list(said) == list(answers.SITUATIONS), "the order of the table is that of the reference"
+    for code, situation in answers.SITUATIONS.items():
+        _, status, more, error, *_ = said[code]
+        assert int(status) == situation.status, code
+        assert ("`Retry-After`" in more) == (situation.retry_after is not None), code
+        assert error.strip("`-") == (situation.error.__name__ if situation.error else ""), code
+
+
+def test_codes_are_the_same_everywhere() -> None:
+    """The table of answers, the schema of problem documents, what a profile may name, and the classes of errors."""
+    codes = set(answers.SITUATIONS)
+    assert set(openapi.problem_schema()["properties"]["code"]["enum"]) == codes
+    assert codes - {"transaction_misused"} == CODES, "the server answers that one"
+    own = {each.code for each in map(errors.__dict__.get, errors.__all__) if each is not errors.IdempotencyError}
+    assert {code.removeprefix("idempotency.") for code in own} - {"call_changed", "request_invalid"} <= codes
+    raised = {each.error for each in answers.SITUATIONS.values()}
+    assert {getattr(errors, name) for name in errors.__all__} - {errors.IdempotencyError, errors.CallChanged} <= raised
+
+
+def test_profiles_are_those_of_the_reference() -> None:
+    section = page("idempotency-http").partition("### Profiles")[2].partition("\n## ")[0]
+    said = {cells[0].strip("`"): cells[1] for cells in rows(section)}
+    assert said.keys() == PROFILES.keys() - {"draft"}
+    for name, statuses in PROFILES.items():
+        found = dict(re.findall(r"`(\w+)` (\d{3})", said.get(name, "")))
+        assert {code: int(status) for code, status in found.items()} == statuses, name
+
+
+def test_events_are_those_of_the_reference() -> None:
+    section = page("observability").partition("## Idempotency keys")[2].partition("\n## ")[0]
+    decisions, notices = re.split(r"^\| Notice ", section, flags=re.MULTILINE)
+    assert {cells[0].strip("`") for cells in rows(decisions)} == set(get_args(events.DecisionKind))
+    assert {cells[0].strip("`") for cells in rows(notices)} == set(get_args(events.NoticeKind))
+
+
 async def test_tables_have_the_columns_of_the_reference(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     async with holdfast.open(path):
@@ -141,7 +265,8 @@ async def test_tables_have_the_columns_of_the_reference(tmp_path: Path) -> None:
         table = section.splitlines()[0].strip("`")
         said[table] = [(cells[0].strip("`"), cells[1] == "yes") for cells in rows(section)]
     connection = sqlite3.connect(path)
-    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    listed = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    names = [row[0] for row in listed]
     found = {name: connection.execute(f"PRAGMA table_info({name})").fetchall() for name in names}
     connection.close()
     assert said == {table: [(c[1], bool(c[3] or c[5])) for c in columns] for table, columns in found.items()}
@@ -173,7 +298,6 @@ def test_metrics_and_spans_are_those_of_the_reference() -> None:
         and node.args
         and isinstance(node.args[0], ast.Constant)
     }
-    assert {cells[0].strip("`") for cells in rows(text) if cells[0].startswith("`holdfast.durable.")} >= spans
     listed = text.partition("## Spans")[2].partition("\n## ")[0]
     assert {cells[0].strip("`") for cells in rows(listed)} == spans
 
@@ -182,21 +306,20 @@ def test_the_map_names_functions_that_exist() -> None:
     """`module.function` and `Class.method` of the map, wherever in the package the module or the class is."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     sources = [source for source in package() if not source.place.startswith("cli/")]
-    modules = {source.path.stem: source for source in sources if not source.path.name.startswith("__")}
-    classes = {node.name: node for s in sources for _, node in s.nodes() if isinstance(node, ast.ClassDef)}
+    places: dict[str, list[list[ast.stmt]]] = {}  # slices have modules of the same name
+    for source in sources:
+        places.setdefault(source.path.stem, []).append(source.tree.body)
+        for _, node in source.nodes():
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(node.body)
     lost = []
     for name in set(re.findall(r"`([A-Za-z_]\w*(?:\.(?!py`)[A-Za-z_]\w*)+)`", text)):
         head, *rest = name.split(".")
-        if head in modules:
-            body = modules[head].tree.body
-        elif head in classes:
-            body = classes[head].body
-        else:
-            continue
+        bodies = places.get(head)
         for part in rest:
-            found = next((node for node in body if getattr(node, "name", None) == part), None)
-            if found is None:
-                lost.append(name)
-                break
-            body = getattr(found, "body", [])
+            if bodies is not None:
+                found = [node for body in bodies for node in body if getattr(node, "name", None) == part]
+                bodies = [getattr(node, "body", []) for node in found]
+        if bodies == []:
+            lost.append(name)
     assert lost == []

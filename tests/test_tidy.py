@@ -26,12 +26,19 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "module size": {},
     "module name": {},
     "sql": {
-        "store/postgres_batch.py:_function": "what a batch runs is put together of statements of store/sql",
-        "store/postgres_batch.py:_invocation": "the call of what was put together",
+        "cli/demo/payments.py": "the demo's payment service is an application, with a table of its own",
+        "store/postgres_calls.py:_Function.rows": "a type for the rows that a statement of store/sql takes",
+        "store/postgres_calls.py:_Values.take": "the row of values in a statement of store/sql",
+        "store/postgres_calls.py:_invocation": "the call of what was put together",
+        "store/postgres_calls.py:_looked_up": "what a batch runs is put together of statements of store/sql",
+        "store/postgres_calls.py:_statement": "what a batch runs is put together of statements of store/sql",
     },
     "drivers": {},
     "time and tasks": {},
-    "real time in tests": {},
+    "real time in tests": {
+        "tests/flow/test_idempotency_transaction.py": "waits for a lock that the database keeps",
+        "tests/flow/test_idempotency_units.py": "waits for a lock that the database keeps",
+    },
     "unused statement": {},
 }
 
@@ -175,7 +182,7 @@ def test_sql_lives_in_statement_files() -> None:
         for scope, text in strings(source):
             if STATEMENT.search(text):
                 found[place(source, scope)] = f"a statement belongs in store/sql: {text.strip()[:60]!r}"
-            elif SESSION.search(text) and not source.place.startswith("store/"):
+            elif SESSION.search(text) and not source.place.startswith(DRIVER_PACKAGES):
                 found[place(source, scope)] = f"a session is the store's: {text.strip()[:60]!r}"
     settle(found, EXCEPTIONS["sql"])
 

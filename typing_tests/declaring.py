@@ -191,4 +191,37 @@ async def no_kind() -> None:
     """A durable function that cannot be declared."""
 
 
+# --- steps that are methods ---
+
+
+class Counter:
+    """Steps of an object: what a call takes and gives is what the method does, without `self`."""
+
+    @holdfast.step(effect=holdfast.idempotent())
+    async def quote(self, item: str, count: int = 1) -> Page:
+        """An asynchronous step."""
+        return Page(item * count)
+
+    @holdfast.step(effect=holdfast.idempotent())
+    def weigh(self, item: str) -> float:
+        """A plain step."""
+        return float(len(item))
+
+
+async def steps_that_are_methods_keep_their_types(counter: Counter) -> None:
+    """Bound to their object, by every way to call them."""
+    assert_type(await counter.quote("milk"), Page)
+    assert_type(await counter.quote("milk", count=2), Page)
+    assert_type(await counter.quote.call("milk"), Page)
+    assert_type(await counter.quote.recorded("milk"), holdfast.StepRecord[Page])
+    assert_type(counter.weigh("milk"), float)
+    assert_type(await counter.weigh.call("milk"), float)
+    assert_type(await holdfast.gather(counter.quote("a"), counter.weigh.call("b")), tuple[Page, float])
+    assert_type(Counter.quote.name, str)
+    assert_type(await Counter.quote(counter, "milk"), Page)
+    await counter.quote(1)  # type: ignore[arg-type]  # an item is text
+    await counter.quote("milk", "two")  # type: ignore[arg-type]  # a count is a number
+    counter.weigh()  # type: ignore[call-arg]  # it takes an item
+
+
 raise holdfast.OutcomeUnknown("the line broke")

@@ -117,6 +117,11 @@ async def a_context_runs_described_steps() -> None:
     assert_type(await ctx.uuid(), UUID)
     assert_type(await ctx.patched("insurance"), bool)
     assert_type(ctx.branch("fetch"), holdfast.Branch)
+    assert_type(await ctx.gather(fetch("a"), count.call("b"), helper(3)), tuple[list[str], int, float])
+    assert_type(await ctx.gather(*[count.call(text) for text in "abc"]), list[int])
+    assert_type(await ctx.gather(count.call("a"), return_exceptions=True), list[int | BaseException])
+    assert_type(await ctx.first(fetch("a"), count.call("b")), tuple[int, list[str] | int])
+    assert_type(await ctx.first(*[count.call(text) for text in "abc"]), tuple[int, int])
     ctx.set_output({"any": "thing"})
     await ctx.step("tool", op)  # type: ignore[call-overload]  # a step is described by a descriptor
     await ctx.step(tool, helper)  # type: ignore[arg-type]  # an operation takes the step's handle

@@ -6,7 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 import holdfast
-from holdfast.testing import Crashed, ManualClock, WriterFaults, crash, crash_points
+from holdfast.store import Database
+from holdfast.testing import Crashed, CrashingDatabase, ManualClock, WriterFaults, assert_replayed, crash, crash_points
+from holdfast.testing.key_contract import Verdict, key_contract
+from holdfast.testing.store_contract import LocalStore
 
 
 async def a_manual_clock_is_a_clock(hf: holdfast.Holdfast) -> None:
@@ -35,3 +38,20 @@ async def crashes_have_points_and_actions(hf: holdfast.Holdfast) -> None:
     faults.stall()
     faults.fail_next(3)
     raise died from failure
+
+
+async def a_crashing_database_is_a_database(hf: holdfast.Holdfast, inner: Database) -> None:
+    """And goes where one goes."""
+    crashing = CrashingDatabase(inner, 3, "after_ack_lost", failure=TimeoutError())
+    taken: Database = crashing
+    async with taken.write() as tx:
+        tx.notify("channel")
+    assert_type(crashing.boundaries, int)
+    assert_type(crashing.passed, list[str])
+    CrashingDatabase(inner, 3, "somewhere")  # type: ignore[arg-type]  # there is no such boundary
+
+
+async def the_contract_of_keys_gives_verdicts(response: object) -> None:
+    """For whatever opens a database."""
+    assert_type(await key_contract(LocalStore(":memory:").opened), list[Verdict])
+    assert_replayed(response)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.flow.commandline import SHOP, Answer, ask, command, start, tell
 from tests.flow.shop import SECRET
+from tests.flow.tamper import change, is_postgres
 
 import holdfast
 
@@ -262,6 +263,29 @@ def test_db_migrate_makes_a_ledger_once(tmp_path: Path) -> None:
     made = tell("db", "migrate", "--db", db)
     assert made["executions_count"] == 0
     assert tell("db", "migrate", "--db", db) == tell("db", "status", "--db", db) == made
+
+
+def set_schema(ledger: str, number: int) -> None:
+    """Make a ledger say that it has another schema."""
+    value = str(number).encode().hex()
+    literal = rf"'\x{value}'" if is_postgres(ledger) else f"x'{value}'"
+    asyncio.run(change(ledger, f"UPDATE holdfast_ledger SET value = {literal} WHERE name = 'schema'"))  # noqa: S608 - ours
+
+
+def test_db_status_tells_the_schema_of_a_ledger_it_cannot_read(ledger: str) -> None:
+    newest = tell("db", "migrate", "--db", ledger)["newest"]
+    set_schema(ledger, newest - 1)
+    state = tell("db", "status", "--db", ledger)
+    assert (state["schema"], state["newest"], len(state["pending"])) == (newest - 1, newest, 1)
+    assert state["pending"][0].startswith(f"{newest:04}_")
+    assert state["executions"] is state["executions_count"] is state["bytes_count"] is None
+    shown = ask("db", "status", "--db", ledger)
+    assert shown.code == 0
+    assert re.search(rf"schema +{newest - 1} of {newest}\npending +{newest:04}_\w+\nexecutions +not known\n", shown.out)
+    set_schema(ledger, newest + 1)
+    shown = ask("db", "status", "--db", ledger)
+    assert (shown.code, shown.err[:7]) == (3, "error: ")
+    assert re.search(rf"schema +{newest + 1} of {newest}\npending +none\n", shown.out)
 
 
 # --- what is not there, what is none ------------------------------------------------------------------

@@ -39,7 +39,7 @@ def run_through(name: str, *arguments: str, folder: Path, deaths: tuple[str, ...
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"paid_answers", "long_import", "release"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"paid_answers", "long_import", "release", "charge_once"}
 
 
 def test_paid_answers_are_paid_once(ledger: str, tmp_path: Path) -> None:
@@ -68,3 +68,10 @@ def test_a_release_is_uploaded_once_and_announced_at_most_once(ledger: str, tmp_
     assert said.startswith("1.4.0 perhaps announced at")
     assert (tmp_path / "uploads.txt").read_text().count("package-1.4.0.tar") == 1
     assert (tmp_path / "mails.txt").read_text() == "version 1.4.0 is out\n"
+
+
+def test_an_order_is_charged_once_by_a_guarded_service(ledger: str, tmp_path: Path) -> None:
+    deaths = ("keys.claimed", "handler.returned", "keys.settled", "effect.returned", "finish.queued")
+    said = run_through("charge_once", ledger, "order-17", "478", folder=tmp_path, deaths=deaths)
+    assert said.startswith("order-17 is paid, receipt ")
+    assert [path.read_text() for path in (tmp_path / "charges").iterdir()] == ["order-17 478\n"]

@@ -10,10 +10,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from tests.store.lifecycle_bench import draft
 from tests.store.notes import count, listed, note, notes, open_notes, put, until
 
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import HoldfastError, WrongProcess
+from holdfast.lifecycle.ledger import Inserted
+from holdfast.lifecycle.sequencer import Sequencer
 from holdfast.store import StoreSettings, catalogue, open_database
 from holdfast.store.migrate import load as migrate_files
 
@@ -147,6 +150,25 @@ async def unprivileged(path: str, *what: str) -> None:
         say(error.code, error.hint != "")
     else:
         say("opened")
+
+
+async def emit(target: str, run: str, name: str, amount: str) -> None:
+    """Emit receipts of one run, one after the other, and say their numbers."""
+    database = await open_database(target, clock=SystemClock())
+    sequencer = Sequencer(database)
+    for idx in range(int(amount)):
+        found = await sequencer.emit(draft(f"{name}{idx}", run=run, receipt_id=f"{name}{idx}"), mode="strict")
+        assert isinstance(found, Inserted)
+        say(found.receipt.sequence)
+    await database.close()
+
+
+async def emit_one(target: str, amount: str) -> None:
+    """Emit one and the same receipt many times, each time in a transaction of its own, and say how each ended."""
+    database = await open_database(target, clock=SystemClock())
+    for _ in range(int(amount)):
+        say(type(await Sequencer(database).emit(draft("k", run="A"), mode="strict")).__name__)
+    await database.close()
 
 
 if __name__ == "__main__":

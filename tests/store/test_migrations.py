@@ -86,7 +86,8 @@ async def test_indexes_are_the_same(both: Both) -> None:
 async def test_opening_again_changes_nothing(store: LocalStore, db: Database) -> None:
     catalogue = {
         "sqlite": "SELECT type, name, sql FROM sqlite_schema ORDER BY name",
-        "postgres": "SELECT oid::int8, relname FROM pg_class ORDER BY oid",
+        "postgres": "SELECT oid::int8, relname FROM pg_class "
+        "WHERE relnamespace = current_schema()::regnamespace ORDER BY oid",
     }[db.dialect]
     before = await query(db, catalogue)
     async with store.opened() as again:

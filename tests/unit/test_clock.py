@@ -58,6 +58,45 @@ async def test_the_system_clock_waits_without_cancelling() -> None:
     await clock.sleep(-1)
 
 
+def test_a_thread_pauses_for_as_long_as_it_says() -> None:
+    clock = SystemClock()
+    began = clock.monotonic()
+    clock.pause(0.002)
+    assert clock.monotonic() - began >= 0.002
+    clock.pause(-1)
+
+
+def test_a_paused_thread_goes_on_when_another_moves_the_clock() -> None:
+    clock = ManualClock()
+    clock.pause(0)
+    thread = threading.Thread(target=clock.pause, args=(2,))
+    thread.start()
+    while not clock._due:
+        pass
+    clock.advance(SECOND)
+    assert thread.is_alive()
+    clock.advance(SECOND)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_crowded_clock_keeps_the_threads_that_pause() -> None:
+    clock = ManualClock()
+    thread = threading.Thread(target=clock.pause, args=(1,))
+    thread.start()
+    while not clock._due:
+        pass
+    clock._crowded = 1
+    other = threading.Thread(target=clock.pause, args=(1,))
+    other.start()
+    while len(clock._due) < 2:
+        pass
+    clock.advance(SECOND)
+    for each in (thread, other):
+        each.join(10)
+        assert not each.is_alive()
+
+
 async def test_a_cancelled_waiter_leaves_the_future_alone() -> None:
     for clock in (SystemClock(), ManualClock()):
         future = asyncio.get_running_loop().create_future()

@@ -95,6 +95,48 @@ def test_retries_have_limits() -> None:
             Retry(**wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_attempts": 1.5},
+        {"factor": float("nan")},
+        {"factor": "2"},
+        {"initial": 1},
+        {"maximum": None},
+        {"retry_on": Exception},
+        {"give_up_on": (int,)},
+    ],
+    ids=repr,
+)
+def test_a_retry_of_wrong_types_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Retry(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"effect": "idempotent"}, "effect is"),
+        ({"retry": 3}, "retry is"),
+        ({"timeout": 5}, "timeout is"),
+        ({"timeout": timedelta(0)}, "timeout is"),
+        ({"fingerprint": "text"}, "the fingerprint is str"),
+        ({"raises": [ValueError]}, "raises is"),
+    ],
+    ids=repr,
+)
+def test_a_step_described_by_wrong_types_is_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        StepDescriptor("step", **{"effect": idempotent(), **wrong})
+
+
+def test_a_policy_is_one_of_five() -> None:
+    with pytest.raises(ConfigError, match="is not a policy"):
+        exactly_once("money", on_ambiguous="fail")
+    with pytest.raises(ConfigError, match="not callable"):
+        reconcile("probe")
+
+
 def test_policies_and_classes_have_their_names() -> None:
     policies = [skip(), fail(), rerun(), rerun_with_key(), reconcile(lambda handle: unknown())]
     assert [policy.name for policy in policies] == ["skip", "fail", "rerun", "rerun_with_key", "reconcile"]

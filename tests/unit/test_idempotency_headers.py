@@ -23,6 +23,7 @@ from holdfast.idempotency.headers import (
     encode_headers,
     filter_headers,
     imf_date,
+    keepable,
     needs_transcoding,
     parse_control,
     replay,
@@ -241,7 +242,7 @@ def test_browsers_are_told_of_every_field() -> None:
 # -- content codings
 
 TEXT = b"what was said " * 40
-GZIP = gzip.compress(TEXT)
+GZIP = gzip.compress(TEXT, mtime=0)
 DEFLATE = zlib.compress(TEXT)
 BARE = zlib.compress(TEXT, wbits=-15)
 
@@ -257,9 +258,9 @@ def accept(*values: bytes) -> Headers:
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
-        (b"gzip", GZIP), (b"x-gzip", GZIP), (b"GZip", GZIP), (b"gzip", GZIP[:-8] + GZIP[-8:] + gzip.compress(b"")),
+        (b"gzip", GZIP), (b"x-gzip", GZIP), (b"GZip", GZIP), (b"gzip", GZIP + gzip.compress(b"", mtime=0)),
         (b"deflate", DEFLATE), (b"deflate", BARE), (b"identity, gzip", GZIP),
-        (b"deflate, gzip", gzip.compress(DEFLATE)),
+        (b"deflate, gzip", gzip.compress(DEFLATE, mtime=0)),
     ],
 )  # fmt: skip
 def test_a_client_that_takes_no_coding_gets_the_text(coding: bytes, body: bytes) -> None:
@@ -308,7 +309,7 @@ def test_who_does_not_accept_it_does_not(accepted: Headers) -> None:
         Completed(200, [], TEXT), kept_as(b"gzip", TEXT), kept_as(b"gzip", GZIP[:-9]), kept_as(b"gzip", GZIP + b"more"),
         kept_as(b"deflate", b"\x00" + DEFLATE), kept_as(b"deflate, gzip", GZIP),
         kept_as(b"gzip, gzip, gzip, gzip, gzip", GZIP),
-        kept_as(b"gzip", gzip.compress(b"") * 65),
+        kept_as(b"gzip", gzip.compress(b"", mtime=0) * 65),
     ],
 )  # fmt: skip
 def test_what_cannot_be_decoded_is_sent_as_it_is_kept(kept: Completed) -> None:
@@ -319,7 +320,11 @@ def test_what_would_fill_the_memory_is_sent_as_it_is_kept(monkeypatch: pytest.Mo
     monkeypatch.setattr(fields, "DECODED_BYTES_MAX", len(TEXT) + 1)
     assert transcode(kept_as(b"gzip", GZIP), accept(b"br")).body == TEXT
     monkeypatch.setattr(fields, "DECODED_BYTES_MAX", len(TEXT) - 1)
-    for kept in (kept_as(b"gzip", GZIP), kept_as(b"deflate", BARE), kept_as(b"deflate, gzip", gzip.compress(DEFLATE))):
+    for kept in (
+        kept_as(b"gzip", GZIP),
+        kept_as(b"deflate", BARE),
+        kept_as(b"deflate, gzip", gzip.compress(DEFLATE, mtime=0)),
+    ):
         assert transcode(kept, accept(b"br")) is kept
 
 
@@ -328,3 +333,15 @@ def test_a_kept_response_is_not_changed_by_sending_it() -> None:
     before = Completed(kept.status, list(kept.headers), kept.body)
     transcode(replay(kept, MARKER), accept(b"br"))
     assert kept == before
+
+
+@given(st.integers(100, 700), blocks | st.lists(st.tuples(st.binary(max_size=4), st.binary(max_size=4))))
+def test_what_is_keepable_is_what_is_storable_filtered(status: int, headers: Headers) -> None:
+    kept = keepable(status, headers, RouteRule())
+    assert kept == (filter_headers(headers, RouteRule()) if storable(status, headers) else None)
+
+
+def test_a_head_that_may_not_be_sent_again_is_not_keepable() -> None:
+    assert keepable(200, [(b"X", b" a ")], RouteRule()) == [(b"x", b"a")]
+    for status, field in ((600, (b"x", b"a")), (200, (b"x y", b"a")), (200, (b"x", b"a\nb"))):
+        assert keepable(status, [field], RouteRule()) is None

@@ -165,6 +165,13 @@ def test_attempts_and_reruns_are_counted_from_the_records() -> None:
     assert machine.reruns([record(OPENED, 1), record(FAILED, 1), record(OPENED, 2)]) == 0
 
 
+def test_a_step_that_was_rearmed_has_all_its_tries_again() -> None:
+    failures = [record(FAILED, 1, due_at=5), record(FAILED, 2, due_at=6), record(OPENED, 3)]
+    assert machine.tries([]) == 0
+    assert machine.tries(failures) == 2
+    assert machine.tries([*failures, record(FAILED, 3), record(FAILED, 4, due_at=9)]) == 1
+
+
 def resolve(policy: object, reruns: int = 0, verdict: Verdict | None = None) -> object:
     return machine.resolve(policy, reruns=reruns, reruns_max=2, verdict=verdict)
 

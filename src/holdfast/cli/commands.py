@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import db, executions, run, verify
+from holdfast.cli import bench, conformance, db, events, executions, keys, manifest, receipts, run, verify
 from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, place_of
 
 __all__ = ["app"]
@@ -63,5 +63,11 @@ def demo(
 
 app.command("run")(run.run)
 app.add_typer(executions.commands, name="executions")
+app.add_typer(keys.commands, name="keys")
 app.command("verify")(verify.verify)
 app.add_typer(db.commands, name="db")
+app.add_typer(bench.commands, name="bench")
+app.add_typer(conformance.commands, name="conformance")
+app.add_typer(manifest.commands, name="manifest")
+app.add_typer(events.commands, name="events")
+app.add_typer(receipts.commands, name="receipts")

@@ -43,7 +43,41 @@ def migrate(place: Place, *, as_json: JsonOption = False) -> None:
 @placed
 def status(place: Place, *, as_json: JsonOption = False) -> None:
     """Show the ledger's schema, and how many executions it has."""
-    _show(drive(place.look(_state)), as_json=as_json)
+    from holdfast import SchemaMismatch
+
+    try:
+        state = drive(place.look(_state))
+    except SchemaMismatch as mismatch:
+        if not mismatch.applied:
+            raise
+        # Its schema is all that can be told of a ledger that is older than this Holdfast, or newer.
+        state = _schema(place.target(), mismatch.applied)
+        _show(state, as_json=as_json)
+        if state["pending"]:
+            return
+        raise
+    _show(state, as_json=as_json)
+
+
+def _schema(target: str, applied: int) -> dict[str, Any]:
+    from holdfast.store.migrate import load
+
+    label, dialect = target, "sqlite"
+    if target.startswith("postgres"):
+        from holdfast.store.postgres_errors import label_of
+
+        label, dialect = label_of(target), "postgres"
+    known = load(dialect)
+    return {
+        "label": label,
+        "dialect": dialect,
+        "schema": applied,
+        "newest": len(known),
+        "pending": [f"{migration.number:04}_{migration.name}" for migration in known[applied:]],
+        "executions": None,
+        "executions_count": None,
+        "bytes_count": None,
+    }
 
 
 async def _state(hf: Holdfast) -> dict[str, Any]:
@@ -88,13 +122,16 @@ def _show(state: dict[str, Any], *, as_json: bool) -> None:
         print_json(state)
         return
     pending = ", ".join(state["pending"])
+    executions = "not known"
+    if state["executions"] is not None:
+        executions = f"{state['executions_count']}, {size(state['bytes_count'])}"
     facts(
         [
             ("ledger", (state["label"], "bold")),
             ("dialect", state["dialect"]),
             ("schema", f"{state['schema']} of {state['newest']}"),
             ("pending", (pending, "yellow") if pending else "none"),
-            ("executions", f"{state['executions_count']}, {size(state['bytes_count'])}"),
-            *((f"  {name}", (str(count), coloured(name)[1])) for name, count in state["executions"].items()),
+            ("executions", executions),
+            *((f"  {name}", (str(count), coloured(name)[1])) for name, count in (state["executions"] or {}).items()),
         ]
     )

@@ -79,6 +79,16 @@ class Place:
 
         return DurableConfig.load(self._config_path(), os.environ)
 
+    def secrets(self) -> list[bytes]:
+        """Return the secrets by which keys are looked up.
+
+        Raises:
+            ConfigError: None is configured, or one that makes no sense.
+        """
+        from holdfast.idempotency.settings import IdempotencySettings
+
+        return IdempotencySettings.load(self._config_path(), os.environ).decoded()
+
     def target(self) -> str:
         """Return the path or URL of the ledger.
 

@@ -1,40 +1,114 @@
-"""`holdfast verify`: check what the ledger promises about its own rows."""
+"""`holdfast verify`: check what the ledger promises about its own rows, in every slice."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from holdfast.cli.ledger import JsonOption, Place, drive, placed
 
+if TYPE_CHECKING:
+    from holdfast import Holdfast, VerifyReport
+    from holdfast.execution.verify import Problem
+    from holdfast.idempotency import verify as key_verify
+    from holdfast.lifecycle import verify as receipt_verify
+
 __all__ = ["verify"]
+
+Slice = Literal["durable", "idempotency", "lifecycle"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What all slices together say."""
+
+    ok: bool
+    checked_count: int
+    problems: tuple[Problem | key_verify.Problem | receipt_verify.Problem, ...]
 
 
 @placed
 def verify(
     place: Place,
     id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="One execution. Default: all.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[ID]", help="One execution, one key, or the receipts of one run. Default: all.", show_default=False
+        ),
     ] = None,
     *,
+    only: Annotated[
+        Slice | None,
+        typer.Option(
+            "--slice",
+            metavar="NAME",
+            help="Look at one slice only: durable, idempotency, whose ID is a key's reference, or lifecycle, "
+            "whose ID is a run. Default: at all.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every invariant of the ledger; one line per problem."""
     from holdfast.cli.render import line, print_json
 
-    report = drive(place.look(lambda hf: hf.verify(id)))
+    if only is None and id is not None:
+        only = "durable"
+    found = drive(place.look(lambda hf: _verify(hf, id, only)))
+    problems = tuple(problem for report in found.values() for problem in report.problems)
+    checked = sum(report.checked_count for report in found.values())
     if as_json:
-        print_json(report)
+        print_json(_Report(not problems, checked, problems))
     else:
-        for problem in report.problems:
+        for problem in problems:
             where = f"{problem.table} {problem.row}".strip()
-            line(f"{problem.execution_id or '-'}: {where}: {problem.code}: {problem.message}", "red")
-        what = f"{report.checked_count} {'execution' if report.checked_count == 1 else 'executions'} checked"
-        found = len(report.problems)
+            line(f"{_owner(problem) or '-'}: {where}: {problem.code}: {problem.message}", "red")
+        # A slice that is not in use is not worth a word, unless it was asked for.
+        said = [
+            _counted(report.checked_count, _NOUNS[name])
+            for name, report in found.items()
+            if report.checked_count or name in (only, "durable")
+        ]
+        what = f"{_listed(said)} checked"
+        count = len(problems)
         line(
-            f"{what}, no problem found" if report.ok else f"{what}, {found} problem{'s' if found != 1 else ''} found",
-            "green" if report.ok else "bold red",
+            f"{what}, {count} problem{'s' if count != 1 else ''} found" if problems else f"{what}, no problem found",
+            "bold red" if problems else "green",
         )
-    if not report.ok:
+    if problems:
         raise typer.Exit(1)
+
+
+_NOUNS: dict[Slice, str] = {"durable": "execution", "idempotency": "key", "lifecycle": "receipt"}
+Found: TypeAlias = "dict[Slice, VerifyReport | key_verify.VerifyReport | receipt_verify.VerifyReport]"
+
+
+async def _verify(hf: Holdfast, id: str | None, only: Slice | None) -> Found:
+    from holdfast.idempotency import verify as key_verify
+    from holdfast.lifecycle import verify as receipt_verify
+
+    found: Found = {}
+    if only in (None, "durable"):
+        found["durable"] = await hf.verify(id)
+    if only in (None, "idempotency"):
+        found["idempotency"] = await key_verify.verify(hf.database, id)
+    if only in (None, "lifecycle"):
+        found["lifecycle"] = await receipt_verify.verify(hf.database, id)
+    return found
+
+
+def _owner(problem: Problem | key_verify.Problem | receipt_verify.Problem) -> str:
+    return next((owner for name in _OWNERS if (owner := getattr(problem, name, ""))), "")
+
+
+_OWNERS = ("execution_id", "key_ref", "receipt_id")
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun if count == 1 else noun + 's'}"

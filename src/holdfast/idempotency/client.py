@@ -311,12 +311,17 @@ class _Conductor(Generic[Inner]):
         return made
 
     def _read(self, response: httpx.Response) -> Generator[_Step, Any, Answer]:
-        """Read the head of a response, and of a problem document its code."""
+        """Read the head of a response, of a problem document its code, and a small body to its end.
+
+        A body that breaks off belongs to the attempt then: the call goes on, instead of failing in its caller's hands.
+        """
         headers = response.headers
         code = None
         if retry.is_problem(response.status_code, headers.get("content-type", ""), headers.get("content-length", "")):
             raw: bytes | None = yield _ReadAhead(response)
             code = None if raw is None else retry.problem_code(decoded(raw, headers))
+        elif retry.is_small(headers.get("content-length", "")):
+            yield _ReadAhead(response)
         return retry.read_answer(response.status_code, headers.raw, now=self._clock.now(), code=code)
 
     def _next(

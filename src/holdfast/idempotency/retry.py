@@ -43,6 +43,7 @@ __all__ = [
     "expired",
     "fate",
     "is_problem",
+    "is_small",
     "keeps_key",
     "leaves_doubt",
     "problem_code",
@@ -310,6 +311,11 @@ def _read_delay(text: str, now: int) -> int | None:
         return int(text[:DIGITS_MAX]) * _SECOND
     until = read_date(text)
     return None if until is None else max(until - now, 0)
+
+
+def is_small(length: str) -> bool:
+    """Say whether a body is known to be small enough to be read with its head."""
+    return length.isdecimal() and 0 < int(length[:DIGITS_MAX]) < PROBLEM_BYTES_MAX
 
 
 def is_problem(status: int, content_type: str, length: str = "") -> bool:

@@ -115,9 +115,10 @@ class _Round:
         work: The transaction.
         held: The claim in it.
         claim_id: What the claim is known by; a number given back by a rollback may name another's.
+        closing: Gives back what was taken for it.
         over: Whether it was committed or rolled back, and the connection given back.
         stop: Why the run is to be taken apart, if it is: an error, or what another request has made of the key.
-        status: Of the response, once it is known.
+        outcome: What the response would be recorded as, once it is decided.
     """
 
     work: UnitOfWork

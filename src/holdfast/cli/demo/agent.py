@@ -17,11 +17,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+
 import holdfast
 from holdfast.cli.demo.book import Tally
 from holdfast.cli.demo.orders import LARGE_CENTS, PRICES_CENTS, Order, plan
-from holdfast.cli.demo.wire import AnswerLost, Refused, call, die_with_parent, events
+from holdfast.cli.demo.wire import HOST, AnswerLost, Refused, call, die_with_parent, events
 from holdfast.core.clock import SystemClock
+from holdfast.idempotency.client import AsyncIdempotentTransport
+from holdfast.idempotency.errors import KeyInFlight
 
 __all__ = ["Answer", "Receipt", "TurnReport", "turn"]
 
@@ -102,7 +106,7 @@ class _Site:
     """Where this process finds everything outside it."""
 
     model_port: int
-    payments_port: int
+    payments: httpx.AsyncClient
     tally: Tally
     clock: SystemClock
 
@@ -188,15 +192,28 @@ async def quote_price(item: str, count: int) -> int:
 async def _pay(order: str, amount_cents: int) -> Receipt:
     site = _site.get()
     site.tally.mark("ran")
-    key = holdfast.current_step().idempotency_key.hex()
     payment = {"order": order, "amount_cents": amount_cents}
     try:
-        status, receipt = await call(site.payments_port, "POST", "/v1/payments", key=key, value=payment)
-    except AnswerLost as error:
+        # The transport sends the step's own key, and again after a lost answer: the service knows what it has done.
+        answer = await site.payments.post("/v1/payments", json=payment)
+    except httpx.ConnectError as error:
+        raise Refused("nobody takes payments") from error
+    except (httpx.TransportError, KeyInFlight) as error:
         raise holdfast.OutcomeUnknown(str(error)) from error
-    if status not in (200, 201):
-        raise RuntimeError(f"the payment service answered {status}: {receipt}")
-    return Receipt(receipt["id"], receipt["order"], receipt["amount_cents"])
+    if answer.status_code != 201:
+        raise RuntimeError(f"the payment service answered {answer.status_code}: {answer.text}")
+    return Receipt(**answer.json())
+
+
+def _key_of_the_step(_: httpx.Request) -> str:
+    return holdfast.current_step().idempotency_key.hex()
+
+
+def _client(port: int) -> httpx.AsyncClient:
+    transport = AsyncIdempotentTransport(key_source=_key_of_the_step)
+    return httpx.AsyncClient(
+        base_url=f"http://{HOST}:{port}", transport=transport, timeout=_EFFECT_TIMEOUT.total_seconds()
+    )
 
 
 @holdfast.step(
@@ -264,8 +281,9 @@ async def _fulfil(hf: holdfast.Holdfast, order: Order, gate: asyncio.Semaphore) 
 
 async def _main(ledger: str, tally: Tally, ports: tuple[int, int], seed: int, turns: int) -> None:
     dismissed = die_with_parent()
-    _site.set(_Site(*ports, tally, SystemClock()))
-    async with holdfast.open(ledger) as hf:
+    model_port, payments_port = ports
+    async with _client(payments_port) as payments, holdfast.open(ledger) as hf:
+        _site.set(_Site(model_port, payments, tally, SystemClock()))
         await hf.recover()
         tally.mark("ready")
         gate = asyncio.Semaphore(_IN_FLIGHT)

@@ -15,7 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Book", "Follower", "Tally"]
+from holdfast.core.clock import SystemClock
+from holdfast.idempotency import outbox
+from holdfast.store import Database, open_database
+
+__all__ = ["Book", "Follower", "Outbox", "Tally"]
 
 _MODE = 0o600
 
@@ -75,3 +79,32 @@ class Follower:
     def of(self, event: str) -> list[dict[str, Any]]:
         """Return the entries read so far that record one kind of event."""
         return [entry for entry in self.entries if entry["event"] == event]
+
+
+class Outbox:
+    """Reads the events another process commits with its payments, as they come.
+
+    Attributes:
+        receipts: The payload of every event read so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: Database | None = None
+        self._cursor: str | None = None
+        self.receipts: list[dict[str, Any]] = []
+
+    async def follow(self) -> None:
+        """Read what was added since the last time."""
+        if self._database is None:
+            if not self._path.exists():
+                return
+            self._database = await open_database(self._path, clock=SystemClock())
+        while events := await outbox.read(self._database, after=self._cursor):
+            self.receipts += [json.loads(event.payload) for event in events]
+            self._cursor = events[-1].cursor
+
+    async def close(self) -> None:
+        """Read no more."""
+        if self._database is not None:
+            await self._database.close()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import holdfast
 from holdfast.cli.demo.agent import TurnReport, turn
-from holdfast.cli.demo.book import Follower
+from holdfast.cli.demo.book import Follower, Outbox
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order
 
 __all__ = ["Books", "Figures", "executions", "take_stock"]
@@ -28,13 +28,15 @@ class Books:
     """What the processes leave behind outside Holdfast's ledger."""
 
     model: Follower
-    payments: Follower
+    decisions: Follower
     tally: Follower
+    payments: Outbox
 
-    def follow(self) -> None:
+    async def follow(self) -> None:
         """Read on in all of them."""
-        for book in (self.model, self.payments, self.tally):
+        for book in (self.model, self.decisions, self.tally):
             book.follow()
+        await self.payments.follow()
 
     @property
     def paid(self) -> int:
@@ -44,7 +46,11 @@ class Books:
     @property
     def applied(self) -> int:
         """How many payments were applied."""
-        return len(self.payments.of("applied"))
+        return len(self.payments.receipts)
+
+    def decided(self, *kinds: str) -> int:
+        """How many requests the payment service's middleware decided so."""
+        return sum(len(self.decisions.of(kind)) for kind in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,9 @@ class Figures:
     decisions: int
     lost: int
     verify_ok: bool
+    http_replays: int
+    http_conflicts: int
+    http_in_flight: int
     seconds: float
     doubts: dict[str, int]
 
@@ -80,6 +89,7 @@ class Figures:
             and self.payments_applied == self.payments_expected
             and self.payments_doubled == 0
             and self.lost == 0
+            and self.http_conflicts == 0
             and self.verify_ok
         )
 
@@ -100,9 +110,12 @@ class Figures:
             ("payments applied twice", 0, self.payments_doubled),
             ("lost", 0, self.lost),
             ("ledger verified", "yes", "yes" if self.verify_ok else "NO"),
+            ("requests refused as another's", 0, self.http_conflicts),
             ("processes killed with SIGKILL", "", self.kills),
             *((f"effects in doubt: {policy}", "", count) for policy, count in sorted(self.doubts.items())),
             ("operators' decisions", "", self.decisions),
+            ("payments answered from the record", "", self.http_replays),
+            ("payments told to wait", "", self.http_in_flight),
             ("steps run", "", self.steps_run),
             ("steps replayed from the ledger", "", self.steps_replayed),
             ("seconds", "", f"{self.seconds:.1f}"),
@@ -126,13 +139,13 @@ async def take_stock(
     hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, *, kills: int, seconds: float
 ) -> Figures:
     """Count what happened, once everything has ended."""
-    books.follow()
+    await books.follow()
     completed = {execution.id for execution in await executions(hf) if execution.status == "completed"}
     # Asking again is how any caller gets a recorded output: nothing runs.
     reports = [await hf.run(turn, order.id, order.prompt, id=order.id) for order in orders if order.id in completed]
     audit = await hf.audit()
     verified = await hf.verify()
-    applied = Counter(entry["payment"]["order"] for entry in books.payments.of("applied"))
+    applied = Counter(receipt["order"] for receipt in books.payments.receipts)
     return Figures(
         turns_expected=len(orders),
         turns_completed=len(completed),
@@ -147,6 +160,9 @@ async def take_stock(
         decisions=sum(record.event == "decision" for record in audit),
         lost=_lost(orders, {report.order: report for report in reports}, books),
         verify_ok=verified.ok,
+        http_replays=books.decided("replay"),
+        http_conflicts=books.decided("reused", "unknown", "executed"),
+        http_in_flight=books.decided("in_flight"),
         seconds=round(seconds, 2),
         doubts=Counter(record.policy or "no policy" for record in audit if record.event == "ambiguity"),
     )
@@ -154,7 +170,7 @@ async def take_stock(
 
 def _lost(orders: Iterable[Order], reports: dict[str, TurnReport], books: Books) -> int:
     """Count the turns, payments and paid answers that are missing, or that the services know otherwise."""
-    payments = {entry["payment"]["order"]: entry["payment"] for entry in books.payments.of("applied")}
+    payments = {receipt["order"]: receipt for receipt in books.payments.receipts}
     paid = Counter(entry["order"] for entry in books.model.of("paid"))
     answered = {entry["message"]["id"] for entry in books.model.of("answered")}
     lost = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _GRACE_SECONDS = 20.0
 """What a demo that has run into its limit is given to count what happened."""
 
 _SIZES_MAX = 10_000
+_NEEDED = ("fastapi", "httpx", "uvicorn")
 
 
 def run(*, json: bool, seed: int, turns: int, kills: int, keep: Path | None) -> int:
@@ -29,6 +31,10 @@ def run(*, json: bool, seed: int, turns: int, kills: int, keep: Path | None) -> 
     console = Console(stderr=json)
     if not (1 <= turns <= _SIZES_MAX and 1 <= kills <= _SIZES_MAX):
         console.print(f"a demo has between 1 and {_SIZES_MAX} turns and as many kills, not {turns} and {kills}")
+        return 2
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        console.print(f"the demo's services need {', '.join(missing)}: pip install {' '.join(missing)}", markup=False)
         return 2
     if keep is not None and keep.exists() and any(keep.iterdir()):
         console.print(f"{keep} is not empty: what an earlier demo left there would be counted again", markup=False)

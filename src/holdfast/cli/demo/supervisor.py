@@ -20,7 +20,7 @@ from random import Random
 from typing import Literal, NoReturn
 
 import holdfast
-from holdfast.cli.demo.book import Follower
+from holdfast.cli.demo.book import Follower, Outbox
 from holdfast.cli.demo.display import Display
 from holdfast.cli.demo.figures import Books, Figures, executions, take_stock
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order, plan
@@ -80,7 +80,9 @@ class Supervisor:
     def __init__(self, folder: Path, *, seed: int, turns: int, kills: int) -> None:
         self._ledger = folder / "agent.db"
         self._paths = {name: folder / f"{name}.jsonl" for name in ("model", "payments", "tally")}
-        self._books = Books(*(Follower(self._paths[name]) for name in ("model", "payments", "tally")))
+        self._shop = folder / "payments.db"
+        model, decisions, tally = (Follower(self._paths[name]) for name in ("model", "payments", "tally"))
+        self._books = Books(model, decisions, tally, Outbox(self._shop))
         self._model = Child("holdfast.cli.demo.model_server", folder / "model.log")
         self._payments = Child("holdfast.cli.demo.payments", folder / "payments.log")
         self._agent = Child("holdfast.cli.demo.agent", folder / "agent.log")
@@ -130,10 +132,11 @@ class Supervisor:
         finally:
             for child in (self._agent, self._payments, self._model):
                 await child.close()
+            await self._books.payments.close()
 
     async def _start_services(self) -> None:
         await self._model.start(self._paths["model"], 0)
-        await self._payments.start(self._paths["payments"], 0)
+        await self._payments.start(self._shop, self._paths["payments"], 0)
         self._ports = {"model": await self._model.port(), "payments": await self._payments.port()}
 
     async def _start_agent(self) -> None:
@@ -145,7 +148,7 @@ class Supervisor:
         moved_at, seen = self._clock.monotonic(), (0, 0, 0, 0)
         while self._completed < len(self._orders) or self._kills:
             await self._clock.sleep(_TICK_SECONDS)
-            self._books.follow()
+            await self._books.follow()
             await self._kill_what_is_due(display)
             await self._revive_payments(display)
             self._check_that_all_live()
@@ -160,7 +163,7 @@ class Supervisor:
                 raise DemoFailed(f"nothing has moved for {_STALL_SECONDS:.0f} s: {await self._stuck(hf)}")
 
     async def _kill_what_is_due(self, display: Display) -> None:
-        if not self._aimed and any(e["payment"]["order"] == self._large for e in self._books.payments.of("applied")):
+        if not self._aimed and any(receipt["order"] == self._large for receipt in self._books.payments.receipts):
             self._aimed = True
             await self._kill_agent(display, "between the large payment and its confirmation")
             return
@@ -203,7 +206,7 @@ class Supervisor:
     async def _revive_payments(self, display: Display) -> None:
         if self._revive_at is not None and self._clock.monotonic() >= self._revive_at:
             self._revive_at = None
-            await self._payments.start(self._paths["payments"], self._ports["payments"])
+            await self._payments.start(self._shop, self._paths["payments"], self._ports["payments"])
             await self._payments.port()
             display.say("the payment service is back")
 
