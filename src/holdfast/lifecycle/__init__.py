@@ -5,9 +5,8 @@
     request = decode(data, CallbackRequest)
     plan = route(request, Registry.builtin())
 
-What lies in the ledger is in `holdfast.lifecycle.ledger`, the harnesses are in `holdfast.lifecycle.harness`, and
-`hooks`, `install`, `telemetry` and `continuation` are modules of their own. Names are loaded on first use, so that
-importing the package costs next to nothing.
+What lies in the ledger is in `holdfast.lifecycle.ledger`. Names are loaded on first use, so that importing the package
+costs next to nothing.
 """
 
 from __future__ import annotations

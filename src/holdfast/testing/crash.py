@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from holdfast import execution, idempotency, store
+from holdfast import execution, idempotency, lifecycle, store
 from holdfast.core import points
 from holdfast.core.points import Action, Armed
 
 __all__ = ["WriterFaults", "crash", "crash_points"]
 
-_PASSING = (store, execution, idempotency)
+_PASSING = (store, execution, idempotency, lifecycle)
 # What they import is an extra, and they have no points of their own.
 _EXTRAS = ("holdfast.store.postgres", "holdfast.idempotency.bodies", "holdfast.idempotency.client")
 
