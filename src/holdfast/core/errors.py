@@ -152,9 +152,18 @@ class Busy(StoreError):
 
 
 class SchemaMismatch(StoreError):
-    """The ledger was written by a newer Holdfast, or is no ledger at all."""
+    """The ledger was written by a newer Holdfast, is too old to be read as it is, or is no ledger at all.
+
+    Attributes:
+        applied: The number of the newest migration it has; None where it does not say.
+    """
 
     code = "store.schema"
+    applied: int | None
+
+    def __init__(self, message: str, hint: str = "", *, applied: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.applied = applied
 
 
 class Unavailable(StoreError):

@@ -14,7 +14,7 @@ import os
 import threading
 from uuid import UUID
 
-__all__ = ["owner_id", "uuid7", "uuid_bytes", "uuid_text", "v8"]
+__all__ = ["owner_id", "uuid7", "uuid7_bytes", "uuid_bytes", "uuid_text", "v8"]
 
 _COUNTER_BITS = 74
 _COUNTER_MAX = (1 << _COUNTER_BITS) - 1
@@ -60,9 +60,15 @@ def uuid7(now: int) -> UUID:
     Args:
         now: The instant, in microseconds since the epoch.
     """
+    return UUID(bytes=uuid7_bytes(now))
+
+
+def uuid7_bytes(now: int) -> bytes:
+    """Mint the 16 bytes of a UUIDv7; `uuid_text` writes them as text."""
     millis, counter = _mint.next(max(now, 0) // 1000)
     rand_a, rand_b = counter >> _RAND_B_BITS, counter & ((1 << _RAND_B_BITS) - 1)
-    return UUID(int=(millis & (1 << 48) - 1) << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b)
+    number = (millis & (1 << 48) - 1) << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b
+    return number.to_bytes(16, "big")
 
 
 def v8(digest: bytes) -> bytes:

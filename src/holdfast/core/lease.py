@@ -56,10 +56,6 @@ class Lease:
 
 def is_dead(lock: LockState, lease_until: int, now: int) -> bool:
     """Decide whether an owner is dead: by the kernel where it knows, else by the lease."""
-    match lock:
-        case "held":
-            return False
-        case "free":
-            return True
-        case "unknown":
-            return now >= lease_until
+    if lock == "unknown":
+        return now >= lease_until
+    return lock == "free"

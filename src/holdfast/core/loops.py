@@ -67,6 +67,11 @@ class Tasks:
                 return False
         return True
 
+    async def settle(self, seconds: float) -> None:
+        """Wait until all tasks have ended, at most that long in real time. Cancels nothing."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
     async def stop(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
         await _cancel_all(self._tasks)

@@ -73,6 +73,15 @@ class Run:
         chapter: Which chapter, from 0.
     """
 
+    __slots__ = (
+        "abandoned", "advised", "bytes", "chapter", "clock", "database", "deadline_at", "degraded_flag", "drained",
+        "engine", "fence", "fresh", "generation", "guard", "halted", "id", "inflight", "input_blob", "kind",
+        "last_now", "leaving", "loop", "losing", "open_positions", "output", "over", "owner", "parked", "past",
+        "payload_max", "pipelined", "pk", "positions", "prefetch", "program", "ran", "replay_only", "replayed",
+        "resumed_at", "riding", "riding_size", "rode", "root", "seed", "segment_rows", "segments_read", "soft_max",
+        "steps_max", "threads", "uid_bytes", "waiting", "watch", "writer",
+    )  # fmt: skip
+
     def __init__(self, engine: Holdfast, row: journal.Claimed) -> None:
         config = engine.config
         self.engine = engine
@@ -281,14 +290,12 @@ class Run:
             self.riding_size += 256 * len(rode)
 
     async def hand_over(self, item: Append) -> None:
-        """Give the append just made to the writer, waiting for room.
+        """Give the append just made, for which there was no room, to the writer as soon as there is some.
 
         Raises:
             Overdue: There was none in time, or the writer is known not to commit; nothing was taken.
         """
         rode = self.rode
-        if self.writer.offer(item):
-            return
         try:
             if self.writer.degraded:
                 raise Overdue(item)  # noqa: TRY301 - as when waiting for room has taken too long
@@ -308,7 +315,8 @@ class Run:
         future = self.loop.create_future()
         item = self.item(rows, size, label, future)
         try:
-            await self.hand_over(item)
+            if not self.writer.offer(item):
+                await self.hand_over(item)
             row = await future
         except Overdue as overdue:
             error = self.unavailable()
@@ -349,7 +357,9 @@ class Run:
         """Send riding rows on their own when many have gathered."""
         if len(self.riding) >= RIDING_ROWS_MAX:
             try:
-                await self.hand_over(self.item([], 0, "", None))
+                item = self.item([], 0, "", None)
+                if not self.writer.offer(item):
+                    await self.hand_over(item)
             except Overdue as overdue:
                 raise self.unavailable() from overdue
 
@@ -448,10 +458,13 @@ class Run:
 
     def count(self) -> None:
         """Add what this generation did to the process's counters."""
-        for outcome, counts in (("live", self.ran), ("replayed", self.replayed)):
-            for effect, number in counts.items():
-                if number:
-                    self.engine.metrics.steps.add(number, effect, outcome)
+        add = self.engine.metrics.steps.add
+        for effect, number in self.ran.items():
+            if number:
+                add(number, effect, "live")
+        for effect, number in self.replayed.items():
+            if number:
+                add(number, effect, "replayed")
 
     # --- divergence ---
 

@@ -17,7 +17,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
 
 from holdfast.core.codec import Codec, canonical, codec, encode
 from holdfast.core.errors import CodecError, ConfigError
@@ -29,7 +29,9 @@ from holdfast.execution.signature import Signature, resolved_hints
 from holdfast.execution.steps import StepCall
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+S = TypeVar("S")
 R_co = TypeVar("R_co", covariant=True)
 
 Fingerprint = str | tuple[str, ...] | bytes | Callable[..., bytes] | None
@@ -302,9 +304,6 @@ class BaseStep(Generic[P, R]):
             self._spec = self._describe(resolved_hints(self.fn, 1) or {})
         return self._spec
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else BoundStep(self, instance)
-
     def identify(self, args: tuple[Any, ...], kwargs: dict[str, Any], spec: StepDescriptor) -> tuple[bytes, bytes]:
         """Return fingerprint and shape of a call.
 
@@ -409,6 +408,13 @@ def here() -> Scope | None:
 class Step(BaseStep[P, R]):
     """An `async def` as a step."""
 
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self: Step[Concatenate[S, Q], R], instance: S, owner: type | None = None, /) -> BoundStep[Q, R]: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
+        return self if instance is None else BoundStep(self, instance)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Run, or replay, the step; outside an execution call the function."""
         scope = _scope.get()
@@ -436,6 +442,15 @@ class PlainStep(BaseStep[P, R]):
 
     plain = True
 
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: PlainStep[Concatenate[S, Q], R], instance: S, owner: type | None = None, /
+    ) -> BoundPlainStep[Q, R]: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
+        return self if instance is None else BoundPlainStep(self, instance)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run, or replay, the step in a plain durable function; outside an execution call the function."""
         scope = _scope.get()
@@ -461,23 +476,34 @@ class PlainStep(BaseStep[P, R]):
         return self.take(scope, args, kwargs).perform_recorded()
 
 
-class BoundStep:
+class _Bound(Generic[P, R]):
     """A step that is a method, bound to its object."""
 
-    def __init__(self, step: BaseStep[..., Any], instance: object) -> None:
+    def __init__(self, step: Any, instance: object) -> None:
         self.step = step
         self.instance = instance
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return cast("Any", self.step)(self.instance, *args, **kwargs)
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """As the step's `call`."""
-        return cast("Any", self.step).call(self.instance, *args, **kwargs)
+        return cast("Coroutine[object, object, R]", self.step.call(self.instance, *args, **kwargs))
 
-    def recorded(self, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, StepRecord[R]]:
         """As the step's `recorded`."""
-        return cast("Any", self.step).recorded(self.instance, *args, **kwargs)
+        return cast("Coroutine[object, object, StepRecord[R]]", self.step.recorded(self.instance, *args, **kwargs))
+
+
+class BoundStep(_Bound[P, R]):
+    """A method that is an async step."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
+        return self.call(*args, **kwargs)
+
+
+class BoundPlainStep(_Bound[P, R]):
+    """A method that is a plain step."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return cast("R", self.step(self.instance, *args, **kwargs))
 
 
 def in_loop(scope: Scope, coroutine: Coroutine[Any, Any, R]) -> R:

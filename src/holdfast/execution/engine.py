@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar, overload
 from holdfast.core import points, trace
 from holdfast.core.clock import Clock, SystemClock
 from holdfast.core.config import config_path
-from holdfast.core.errors import Closed, ConfigError, WrongLoop, WrongProcess
+from holdfast.core.errors import Closed, ConfigError
 from holdfast.core.loops import Loop, Tasks, spawn_held
 from holdfast.core.page import Page
 from holdfast.execution import block, journal, operate, verify, views
@@ -61,6 +61,7 @@ from holdfast.execution.verify import VerifyReport
 from holdfast.execution.views import AuditRecord, Difference, Entry, Event, Execution
 from holdfast.store import StoreSettings, open_database
 from holdfast.store.database import Database
+from holdfast.store.home import Home
 
 R = TypeVar("R")
 Listed = list
@@ -143,7 +144,7 @@ class Holdfast:
         self._namespace = namespace
         self._recover = recover
         self._opened = False
-        self._pid = os.getpid()
+        self._home: Home | None = None
         self.numbers: Listed[int] = []
         self._numbering = asyncio.Lock()
         self.owner_id: str | None = None
@@ -161,7 +162,7 @@ class Holdfast:
         if self._opened:
             return self
         self.loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._home = Home("this Holdfast")
         trace.configure()
         self.closing = False
         if self.config.enabled:
@@ -249,16 +250,12 @@ class Holdfast:
 
     def check_here(self) -> None:
         """Refuse calls from another process or loop, before any I/O."""
-        if os.getpid() != self._pid:
-            raise WrongProcess("this Holdfast was opened by another process", "open it again in this one")
-        if not self._opened:
+        home = self._home
+        if home is not None:
+            home.check_process()
+        if home is None or not self._opened:
             raise Closed("this Holdfast is not open", "use `async with holdfast.open(…)`")
-        try:
-            at_home = asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            at_home = False
-        if not at_home:
-            raise WrongLoop("this Holdfast was opened in another event loop", "open it in the loop that uses it")
+        home.check()
 
     def check_ready(self) -> None:
         """Refuse calls that need a ledger when there is none, or when it is closing."""
@@ -271,7 +268,7 @@ class Holdfast:
     @property
     def forked(self) -> bool:
         """Whether this is a forked child's copy."""
-        return os.getpid() != self._pid
+        return self._home is not None and self._home.foreign
 
     # --- running ---
 
@@ -314,7 +311,8 @@ class Holdfast:
             self.check_here()
             return await run_plain(call)
         self.check_ready()
-        flight = await self._depart(call, Options(id, deadline, on_divergence, on_busy, reopen), kept=False)
+        request = self._request(call, Options(id, deadline, on_divergence, on_busy, reopen))
+        flight = self._depart(request, kept=False) or await self._depart_later(request, kept=False)
         return await flight.result()
 
     @overload
@@ -335,32 +333,43 @@ class Holdfast:
         """Start, or resume, an execution in the background; as `run`, but return a handle once it is on disk."""
         call = call_of(fn, args, kwargs)
         self.check_ready()
-        flight = await self._depart(call, Options(id, deadline, on_divergence, on_busy, reopen), kept=True)
+        request = self._request(call, Options(id, deadline, on_divergence, on_busy, reopen))
+        flight = self._depart(request, kept=True) or await self._depart_later(request, kept=True)
         await flight.departed()
         return Handle(self, flight.id, created=flight.created, fn=call.fn)
 
-    async def _depart(self, call: Call[Any], asked: Options, *, kept: bool) -> Flight:
+    def _request(self, call: Call[Any], asked: Options) -> Request:
         if _scope.get() is not None:
             raise NestedEffect(
                 "run and start cannot be called in the body of an execution",
                 "call the function directly, or start the other execution from outside",
             )
-        request = request_of(self.config, self.clock.now(), call, asked)
-        while True:
-            flight = self.flights.get(request.id)
-            if flight is None:
-                return self._launch(request, kept=kept)
-            theirs = flight.request
-            if theirs.kind != request.kind:
-                raise conflict(request.id, "kind", theirs.kind, request.kind)
-            if theirs.input_hash not in (None, request.input_hash):
-                raise conflict(request.id, "input", theirs.kind, request.kind)
-            if flight.request.fn is not None and (theirs.on_busy == request.on_busy or flight.run is not None):
-                flight.kept = flight.kept or kept
-                return flight
-            if flight.task is None:
-                raise block.busy_here(request.id)
-            await asyncio.wait([flight.task])
+        return request_of(self.config, self.clock.now(), call, asked)
+
+    def _depart(self, request: Request, *, kept: bool) -> Flight | None:
+        """Launch a flight, or join the one under way; None when that one must end first."""
+        flight = self.flights.get(request.id)
+        if flight is None:
+            return self._launch(request, kept=kept)
+        theirs = flight.request
+        if theirs.kind != request.kind:
+            raise conflict(request.id, "kind", theirs.kind, request.kind)
+        if theirs.input_hash not in (None, request.input_hash):
+            raise conflict(request.id, "input", theirs.kind, request.kind)
+        if flight.request.fn is not None and (theirs.on_busy == request.on_busy or flight.run is not None):
+            flight.kept = flight.kept or kept
+            return flight
+        if flight.task is None:
+            raise block.busy_here(request.id)
+        return None
+
+    async def _depart_later(self, request: Request, *, kept: bool) -> Flight:
+        """Depart as soon as flights of the same id that cannot be joined have ended."""
+        while (flight := self._depart(request, kept=kept)) is None:
+            under_way = self.flights[request.id].task
+            assert under_way is not None
+            await asyncio.wait([under_way])
+        return flight
 
     def _launch(self, request: Request, *, kept: bool) -> Flight:
         flight = Flight(self, request)

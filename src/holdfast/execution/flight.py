@@ -156,6 +156,8 @@ class Flight:
             assert self.run is not None
             assert self.request.fn is not None
             try:
+                if not trace.enabled:
+                    return await self._generations(self.run, self.request.fn)
                 with trace.span("holdfast.durable.execution", execution=self.id, kind=self.request.kind):
                     return await self._generations(self.run, self.request.fn)
             except LeaseLost:
@@ -230,11 +232,7 @@ class Flight:
         owner = engine.owner_id or await engine.be_owner()
         pk = engine.numbers.pop() if engine.numbers else await engine.number()
         raw = request.minted or keys.uid(engine.database.namespace, self.id)
-        claimed = journal.Claimed(
-            pk=pk, id=self.id, uid=raw, kind=request.kind, fence=1, seed=os.urandom(32), generation=1, chapter=0,
-            deadline_at=request.deadline_at, degraded=False, journal_bytes=0, fresh=True, last_now=0,
-            input=request.input,
-        )  # fmt: skip
+        claimed = journal.created(pk, self.id, raw, request.kind, os.urandom(32), request.deadline_at, request.input)
         run = Context(engine, claimed)
         row = (
             pk, self.id, raw, request.kind, "running", 1, 0, now, request.input, request.input_hash or b"",
@@ -387,7 +385,8 @@ class Flight:
             run.leaving.cancel()
         if isinstance(error, points.Crashed) or self.engine.crashed:
             raise error if isinstance(error, points.Crashed) else points.Crashed("the process crashed")
-        await self._tidy(run, error)
+        if error is not None or not run.tidy:
+            await self._tidy(run, error)
         cause = run.halted if run.halted is not None else error
         match cause:
             case None:
@@ -434,8 +433,6 @@ class Flight:
 
     async def _tidy(self, run: Context, error: BaseException | None) -> None:
         """Before an end: the tail, effects in flight, and intents that nobody answers for."""
-        if error is None and run.tidy:
-            return
         try:
             if error is None and run.halted is None:
                 await run.check_tail(run.root)

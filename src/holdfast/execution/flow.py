@@ -51,6 +51,8 @@ class Context(Run):
         chapter: Which chapter, from 0.
     """
 
+    __slots__ = ()
+
     @overload
     def step(
         self, descriptor: StepDescriptor, op: Callable[[StepHandle], Awaitable[T]]
@@ -86,12 +88,44 @@ class Context(Run):
         """Open a part of the program whose durable calls are numbered on their own."""
         return Branch(label, self.scope_here())
 
-    def gather(self, *aws: Awaitable[T], return_exceptions: bool = False) -> Coroutine[object, object, list[T]]:
+    @overload
+    def gather(self, a1: Awaitable[T1], /) -> Coroutine[object, object, tuple[T1]]: ...
+    @overload
+    def gather(self, a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[object, object, tuple[T1, T2]]: ...
+    @overload
+    def gather(
+        self, a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /
+    ) -> Coroutine[object, object, tuple[T1, T2, T3]]: ...
+    @overload
+    def gather(
+        self, a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], a4: Awaitable[T4], /
+    ) -> Coroutine[object, object, tuple[T1, T2, T3, T4]]: ...
+    @overload
+    def gather(
+        self, a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], a4: Awaitable[T4], a5: Awaitable[T5], /
+    ) -> Coroutine[object, object, tuple[T1, T2, T3, T4, T5]]: ...
+    @overload
+    def gather(self, *aws: Awaitable[T]) -> Coroutine[object, object, list[T]]: ...
+    @overload
+    def gather(
+        self, *aws: Awaitable[T], return_exceptions: bool
+    ) -> Coroutine[object, object, list[T | BaseException]]: ...
+    def gather(self, *aws: Awaitable[Any], return_exceptions: bool = False) -> Coroutine[object, object, Any]:
         """As `holdfast.gather`."""
         scope = self.scope_here()
         return gathered([Contender(scope, each) for each in aws], return_exceptions=return_exceptions)
 
-    def first(self, *aws: Awaitable[T]) -> Coroutine[object, object, tuple[int, T]]:
+    @overload
+    def first(self, a1: Awaitable[T1], /) -> Coroutine[object, object, tuple[int, T1]]: ...
+    @overload
+    def first(self, a1: Awaitable[T1], a2: Awaitable[T2], /) -> Coroutine[object, object, tuple[int, T1 | T2]]: ...
+    @overload
+    def first(
+        self, a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /
+    ) -> Coroutine[object, object, tuple[int, T1 | T2 | T3]]: ...
+    @overload
+    def first(self, *aws: Awaitable[T]) -> Coroutine[object, object, tuple[int, T]]: ...
+    def first(self, *aws: Awaitable[Any]) -> Coroutine[object, object, tuple[int, Any]]:
         """As `holdfast.first`."""
         scope = self.scope_here()
         return first_of(Asked(scope, "first"), [Contender(scope, each) for each in aws])

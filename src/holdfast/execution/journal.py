@@ -63,6 +63,15 @@ class Claimed:
     input: bytes | None
 
 
+def created(  # noqa: PLR0913 - what is new about it; made once per execution, so not by keyword
+    pk: int, id: str, uid: bytes, kind: str, seed: bytes, deadline_at: int | None, input: bytes | None
+) -> Claimed:
+    """Return a new execution, held by its creator under the first fence."""
+    return Claimed(
+        pk, id, uid, kind, 1, seed, 1, 0, deadline_at, False, 0, True, 0, input  # noqa: FBT003 - in their order
+    )  # fmt: skip
+
+
 def entry(  # noqa: PLR0913 - the columns of the row
     guard: tuple[int, int],
     generation: int,

@@ -25,11 +25,6 @@ _BE32 = struct.Struct(">I")
 _CONTEXT = "holdfast durable v1 "
 
 
-def u32(number: int) -> bytes:
-    """Four bytes, little-endian."""
-    return _U32.pack(number)
-
-
 def frame(*fields: str | bytes) -> bytes:
     """Join fields so that they can be told apart: length (u32, little-endian), then bytes, for each.
 

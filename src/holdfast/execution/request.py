@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from holdfast.core.clock import micros
 from holdfast.core.codec import canonical, encode
 from holdfast.core.errors import ConfigError, LimitError
-from holdfast.core.ids import uuid7, uuid_text
+from holdfast.core.ids import uuid7_bytes, uuid_text
 from holdfast.execution import keys
 from holdfast.execution.config import DurableConfig
 from holdfast.execution.declare import Call, Durable, check_kind
@@ -113,7 +113,7 @@ def request_of(config: DurableConfig, now: int, call: Call[Any], asked: Options)
 
 
 def _mint(now: int) -> tuple[str, bytes]:
-    uid = uuid7(now).bytes
+    uid = uuid7_bytes(now)
     return uuid_text(uid), uid
 
 

@@ -30,7 +30,8 @@ class Signature:
             TypeError: The function cannot be called like this.
         """
         if self.simple and not kwargs and len(args) == len(self.names):
-            bound = dict(zip(self.names, args, strict=True))
+            # Every step comes by here, and most take one argument.
+            bound = {self.names[0]: args[0]} if len(args) == 1 else dict(zip(self.names, args, strict=True))
         else:
             bound = dict(self.signature.bind(*args, **kwargs).arguments)
         if self.own:

@@ -49,6 +49,8 @@ points.register("step.positioned", "step.looked_up", "intent.acked", "effect.ret
                 "outcome.acked")  # fmt: skip
 
 _failure_codec = FAILURE
+_NO_KEYWORDS: dict[str, Any] = {}
+"""Shared by all calls without any, which lets go of a dict per step in flight."""
 
 
 class _Broken(Exception):
@@ -87,7 +89,7 @@ class StepCall:
         self.shape = shape
         self.fn = fn
         self.args = args
-        self.kwargs = kwargs
+        self.kwargs = kwargs or _NO_KEYWORDS
         self.threaded = threaded
         self.bounded = threaded or spec.timeout is not None
         self.index, self.occurrence = scope.take("step", spec.name, shape)
@@ -282,7 +284,8 @@ class StepCall:
             if run.writer.degraded:
                 run.unride(run.rode)
                 raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
-            await run.hand_over(item)
+            if not run.writer.offer(item):
+                await run.hand_over(item)
             row = await future
         except asyncio.CancelledError:
             if item.state != "new" and not run.writer.withdraw(item):
@@ -398,7 +401,7 @@ class StepCall:
         run, spec = self.run, self.spec
         if points.armed:
             points.reach("effect.returned")
-        if handle.key_missed:
+        if spec.guarded and handle.key_missed:
             run.audit(
                 "key_unused", position=self.position, effect=spec.effect.cls, key=self.key(), policy=spec.policy_name
             )
@@ -446,7 +449,8 @@ class StepCall:
             future = run.loop.create_future()
             item = run.item(rows, size, "outcome", future)
             try:
-                await run.hand_over(item)
+                if not run.writer.offer(item):
+                    await run.hand_over(item)
                 if run.writer.degraded:
                     raise Overdue(item)  # noqa: TRY301 - one way out for what was not acknowledged
                 row = await future

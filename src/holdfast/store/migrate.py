@@ -103,6 +103,7 @@ def pending(applied: int, known: tuple[Migration, ...], *, label: str) -> tuple[
         raise SchemaMismatch(
             f"{label} has schema {applied}, and this Holdfast knows {len(known)} at most",
             "it was written by a newer Holdfast: upgrade this one",
+            applied=applied,
         )
     return known[applied:]
 
@@ -137,7 +138,9 @@ def behind(applied: int, *, label: str) -> SchemaMismatch:
     """Return the error of a reader that needs a schema a ledger does not have yet."""
     if applied == 0:
         return SchemaMismatch(f"{label} holds no Holdfast ledger", "give the path of a ledger, or open it for writing")
-    return SchemaMismatch(f"{label} has the old schema {applied}", "open it for writing once, which migrates it")
+    return SchemaMismatch(
+        f"{label} has the old schema {applied}", "open it for writing once, which migrates it", applied=applied
+    )
 
 
 def namespace(given: bytes | None) -> bytes:

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from holdfast.core import points, trace
 from holdfast.core.clock import SystemClock
-from holdfast.core.errors import Closed, ConfigError, StoreError, Unavailable
-from holdfast.core.loops import spawn
+from holdfast.core.errors import Closed, ConfigError, SchemaMismatch, StoreError, Unavailable
+from holdfast.core.loops import Tasks, spawn, spawn_held
 from holdfast.store import catalogue, migrate
 from holdfast.store.batch import Batch
 from holdfast.store.hints import Hints
@@ -37,7 +37,7 @@ from holdfast.store.owners import Owner
 from holdfast.store.postgres_batch import Lane
 from holdfast.store.postgres_errors import Edge, label_of
 from holdfast.store.postgres_hints import Listener
-from holdfast.store.postgres_pool import Connector, Link, Pool
+from holdfast.store.postgres_pool import CLOSE_S, Connector, Link, Pool
 from holdfast.store.postgres_tx import PostgresTx, ReadBlock, WriteBlock, bind
 from holdfast.store.writer import Writer
 
@@ -50,6 +50,8 @@ __all__ = ["PostgresDatabase", "open_postgres"]
 
 LANES: Final = 2
 """While one waits for the server's flush the other is filled; more would make smaller batches."""
+PREPARE_AFTER: Final = 3
+"""A process with so many batches behind it will have more: lanes that were not needed yet are made ready."""
 READERS_MAX: Final = 8
 WRITERS_MAX: Final = 8
 BEGIN_READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -95,6 +97,9 @@ class PostgresDatabase:
         self._lanes = [Lane(self._connect_lane, statements=self.statements, label=self.label) for _ in range(LANES)]
         directory = None if read_only else settings.owner_dir or _runtime_directory()
         self.owner = Owner(self, home=self.home, directory=directory, clock=clock, settings=settings)
+        self._batches = 0
+        self._commits: list[asyncio.Task[None]] = []
+        self._making = Tasks()
         self.writer = Writer(self, home=self.home, clock=clock, settings=settings)
         if read_only:
             self.writer.abandon(self._refuse)
@@ -155,6 +160,8 @@ class PostgresDatabase:
         self.writer.abandon()
         self.owner.abandon()
         self.hints.dismiss()
+        if self.home.loop.is_closed():  # it has ended what ran in it, and its connections cannot be spoken to
+            return
         if self._listener is not None:
             spawn(self._listener.stop(), "holdfast listener")
         self._connector.terminate()
@@ -177,7 +184,14 @@ class PostgresDatabase:
         return not self.gone
 
     def commit(self, batch: Batch, /) -> bool:
-        spawn(self._commit(batch), "holdfast commit")
+        # Of a lane one is under way, and perhaps one that was given up when the writer died.
+        self._commits = [each for each in self._commits if not each.done()]
+        self._commits.append(spawn_held(self._commit(batch), "holdfast commit"))
+        self._batches += 1
+        if self._batches == PREPARE_AFTER:
+            plans = {group.plan for group in batch.groups}
+            for lane in self._lanes:
+                self._making.spawn(lane.prepare(plans), "holdfast lane")
         return False
 
     async def reopen(self, lane: int, /) -> None:
@@ -186,8 +200,11 @@ class PostgresDatabase:
     async def _commit(self, batch: Batch) -> None:
         error: Exception | None = None
         try:
-            with trace.span("holdfast.durable.commit", items=len(batch.items), bytes=batch.size):
+            if not trace.enabled:
                 await self._lanes[batch.lane].commit(batch)
+            else:
+                with trace.span("holdfast.durable.commit", items=len(batch.items), bytes=batch.size):
+                    await self._lanes[batch.lane].commit(batch)
         except points.Crashed:
             return
         except Exception as raised:  # noqa: BLE001 - the writer sorts failures
@@ -213,8 +230,12 @@ class PostgresDatabase:
             StoreError: It cannot be used; the error says why.
         """
         await self._take_time()
-        async with self.read() as tx:
-            status = migrate.status(await self._read_schema(tx), "postgres", label=self.label)
+        try:
+            status = await self._status()
+        except SchemaMismatch:
+            # A name is looked up in the catalogue as it is now, rows in the view as it was taken: another opener may
+            # have made the ledger in between.
+            status = await self._status()
         if status.pending and self.read_only:
             raise migrate.behind(status.applied, label=self.label)
         for _ in status.pending:
@@ -230,6 +251,10 @@ class PostgresDatabase:
             edge=self.edge,
             clock=self.clock,
         )
+
+    async def _status(self) -> migrate.Status:
+        async with self.read() as tx:
+            return migrate.status(await self._read_schema(tx), "postgres", label=self.label)
 
     def discard(self) -> None:
         """Close what a failed opening has opened."""
@@ -280,6 +305,7 @@ class PostgresDatabase:
         self.hints.dismiss()
         if self._listener is not None:
             await self._listener.stop()
+        await self._making.settle(CLOSE_S)
         await self._connector.close()
 
     def _refuse(self) -> StoreError:

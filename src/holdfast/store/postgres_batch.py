@@ -1,22 +1,18 @@
 """One lane: a connection that commits one batch of appends at a time, in one round trip if it can.
 
-The statements of a batch, its guard among them, become the body of a function in the session's temporary
-schema. Calling it is one message, and its own transaction: the creates, the guard, whose rows stay locked
-(`FOR SHARE`, in the order of their keys) until the commit, then the writes. Each sees what the ones before it
-have written, which the parts of one statement with CTEs would not. When the guard refuses a key the call
+The statements of a batch, its guard among them, are one call (`postgres_calls` says how): one message, and its own
+transaction. A plan has a function for all its statements; an append that is alone in its batch, which is what a
+lone caller waits for, has a call for just the statements that it needs. When the guard refuses a key the function
 fails as a whole and the batch goes the long way.
 
 The long way is statement by statement: for refusals, for careful batches, when a crash point is armed, and
-where the role may make no temporary function.
-
-PostgreSQL's texts take arrays here: a statement runs once, with a column of the batch's rows per parameter. A
-guard's first columns are its parameters. A batch of a single append, which is what a lone caller waits for, is
-called with plain values instead: `unnest` of its arrays becomes a row of `VALUES`.
+where the role may make no temporary function or type.
 
 Invariants:
     - A batch whose guard refuses a key writes the appends of the others, and nothing of that key's.
     - A lost connection in the middle of a commit leaves the batch in doubt, and `reopen` returns only when no
       session that might still commit it is left.
+    - No append is blamed for what befell its connection.
 """
 
 from __future__ import annotations
@@ -24,9 +20,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -34,6 +31,8 @@ from holdfast.core import points
 from holdfast.core.errors import StoreError, Unavailable
 from holdfast.store.batch import AppendFailed, Batch, Group
 from holdfast.store.catalogue import Catalogue
+from holdfast.store.database import Plan
+from holdfast.store.postgres_calls import REFUSED, Recipe, lone, whole
 from holdfast.store.postgres_errors import (
     DRIVER_ERRORS,
     Edge,
@@ -59,41 +58,70 @@ LANE_SETTINGS = {
     "enable_mergejoin": "off",
 }
 STALL_S = 30.0
-"""How long a commit may take before its connection counts as lost."""
+"""How long a commit, or making a call, may take before its connection counts as lost."""
 COLLISIONS_MAX = 5
 """How often a batch that met another transaction is run again at once."""
-PARAMETERS_MAX = 100
-"""PostgreSQL's own limit for a function."""
 CALLS_MAX = 100
-"""Functions per session: plans use few combinations of their statements; what is beyond goes the long way."""
+"""Calls per session: plans use few combinations of their statements; what is beyond takes its plan's function."""
+LONE_AFTER = 3
+"""How often a combination of a lone append takes its plan's function, if there is one, before it gets its own."""
 
 _FAILURES: tuple[type[Exception], ...] = (*DRIVER_ERRORS, StoreError)
-_REFUSED = "HF001"
-_NUMBER = re.compile(r"\$([0-9]+)")
-_UNNEST = re.compile(
-    r"\bunnest\((?P<arrays>(?:\s*\$[0-9]+::[\w ]+\[\]\s*,?)+)\)(?P<alias>\s+AS\b|(?=\s*(?:ON|WHERE|RETURNING|ORDER|$)))"
-)
+_Key: TypeAlias = tuple[Plan, tuple[str, ...], bool]
+"""A call of a plan: the statements of a lone append, or none for all of them; and whether its guard is among them."""
 
 
 class _Call:
-    """A prepared call for one combination of a plan's statements.
+    """A prepared call.
 
     Attributes:
         fetch: Makes the call.
-        parts: The statements whose rows are its arguments, and whether each takes the values of one row.
-        guarded: Whether the guard's keys come first.
-        single: Whether it is for one row per statement, and one key.
+        recipe: What it was made of.
+        names: The statements it runs.
     """
 
-    __slots__ = ("fetch", "guarded", "parts", "single")
+    __slots__ = ("fetch", "names", "recipe")
 
-    def __init__(
-        self, fetch: Callable[..., Awaitable[list[Any]]], parts: list[tuple[str, bool]], *, guarded: bool, single: bool
-    ) -> None:
+    def __init__(self, fetch: Callable[..., Awaitable[list[Any]]], recipe: Recipe) -> None:
         self.fetch = fetch
-        self.parts = parts
-        self.guarded = guarded
-        self.single = single
+        self.recipe = recipe
+        self.names = frozenset(recipe.names)
+
+
+class _Watch:
+    """Cuts a connection that does not answer; one timer for many commits.
+
+    Real time, whatever clock a test may set: one that leaps must not cut a connection that works.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, link: Link) -> None:
+        """Give a connection `STALL_S` from now."""
+        self._link = link
+        self._due = self._loop.time() + STALL_S
+        if self._timer is not None and self._timer.when() > self._due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._look)
+
+    def stop(self) -> None:
+        """It has answered."""
+        self._link = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._link is None:
+            return
+        if self._loop.time() >= self._due:
+            self._link.connection.terminate()
+        else:
+            self._timer = self._loop.call_at(self._due, self._look)
 
 
 class _Refused(Exception):
@@ -117,6 +145,12 @@ class Lane:
         self._label = label
         self._link: Link | None = None
         self._ghosts: list[Link] = []
+        self._used = False
+        self._preparing: asyncio.Future[None] | None = None
+        self._watch = _Watch()
+        self._lone: Counter[_Key] = Counter()
+        self._columns: dict[str, dict[str, str]] = {}
+        self._made = 0
 
     async def commit(self, batch: Batch) -> None:
         """Commit a batch.
@@ -125,24 +159,44 @@ class Lane:
             AppendFailed: An append is at fault; nothing of the batch was committed.
             StoreError: The database is; `batch.in_doubt` says whether it may be committed all the same.
         """
+        self._used = True
+        if self._preparing is not None:
+            await self._preparing
         link = self._link
         if link is None or link.closed:
             link = await self._open()
-        # Real time, whatever clock a test may set: one that leaps must not cut a connection that works.
-        timer = asyncio.get_running_loop().call_later(STALL_S, link.connection.terminate)
+        self._watch.start(link)
         try:
             await self._run(batch, link)
         except _FAILURES as error:
-            if is_lost(error) or link.closed:
+            lost = is_lost(error) or link.closed
+            if lost:
                 batch.in_doubt = True
                 self._lose(link)
             elif link.connection.is_in_transaction():
                 await self._end(link)
-            if is_append_fault(error) and not batch.careful:
+            if is_append_fault(error) and not lost and not batch.careful:
                 raise AppendFailed from cause_of(error)
             raise translate(error, self._label) from cause_of(error)
         finally:
-            timer.cancel()
+            self._watch.stop()
+
+    async def prepare(self, plans: Iterable[Plan]) -> None:
+        """Connect and make the functions of plans before the first batch; what goes wrong is left to that."""
+        if self._used:
+            return
+        self._used = True
+        self._preparing = asyncio.get_running_loop().create_future()
+        try:
+            with contextlib.suppress(*_FAILURES):
+                link = await self._open()
+                self._watch.start(link)
+                for plan in plans:
+                    await self._find_call(_whole(plan), link)
+        finally:
+            self._watch.stop()
+            self._preparing.set_result(None)
+            self._preparing = None
 
     async def reopen(self) -> None:
         """Make a new connection, and see to it that the old one's session can commit nothing more.
@@ -152,6 +206,8 @@ class Lane:
         """
         if self._link is not None:
             self._lose(self._link)
+        if self._preparing is not None:
+            await self._preparing
         link = await self._open()
         evict = self._statements["ledger.evict"].text
         while self._ghosts:
@@ -222,73 +278,95 @@ class Lane:
         return True
 
     async def _invoke(self, group: Group, call: _Call) -> None:
-        rows, guards = group.rows, group.guards
-        arguments: list[Any] = []
+        rows, guards, recipe = group.rows, group.guards, call.recipe
         keys = sorted(guards)
-        if keys:
-            arguments += keys[0] if call.single else zip(*keys, strict=True)
-        for name, plain in call.parts:
-            arguments += rows[name][0] if plain else zip(*rows[name], strict=True)
+        arguments: list[Any] = []
+        if recipe.single:
+            if keys:
+                arguments += keys[0]
+            for name in recipe.names:
+                arguments += rows[name][0]
+        else:
+            if recipe.guarded:
+                arguments.append(keys)
+            arguments += [rows[name] for name in recipe.names]
         try:
             found = await call.fetch(*arguments)
         except asyncpg.PostgresError as error:
-            if sqlstate_of(error) == _REFUSED:
+            if sqlstate_of(error) == REFUSED:
                 raise _Refused from None
             raise
         if keys:
             guard = self._statements[group.plan.guard]
             width, make = len(guard.params), guard.row
+            if recipe.refuses:
+                no_news = (None,) * (len(guard.columns) - width)
+                for key in keys:
+                    guards[key] = make(key + no_news)
             for row in found:
                 guards[row[:width]] = make(row)
 
     async def _call_for(self, group: Group, link: Link) -> _Call | None:
+        """Find the call for a batch's part of a plan, made if need be; None when there can be none."""
+        plan, guarded = group.plan, bool(group.guards)
         names = tuple([name for name, rows in group.rows.items() if rows])
-        single = len(group.items) == 1 and all(len(group.rows[name]) == 1 for name in names)
-        key = (group.plan.name, names, bool(group.guards), single)
+        if len(group.items) == 1 and all(len(group.rows[name]) == 1 for name in names):
+            key = plan, names, guarded
+            if key in link.calls or self._wants_own(key, link):
+                call = await self._find_call(key, link)
+                if call is not None:
+                    return call
+        call = await self._find_call(_whole(plan), link)
+        if call is None or not call.names.issuperset(names) or (guarded and not call.recipe.guarded):
+            return None
+        return call
+
+    def _wants_own(self, key: _Key, link: Link) -> bool:
+        self._lone[key] += 1
+        return self._lone[key] > LONE_AFTER or _whole(key[0]) not in link.calls
+
+    async def _find_call(self, key: _Key, link: Link) -> _Call | None:
         try:
             return link.calls[key]  # type: ignore[no-any-return] # what was put there below
         except KeyError:
-            if len(link.calls) >= CALLS_MAX:
+            if key[1] and len(link.calls) >= CALLS_MAX:
                 return None
         call = None
-        with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
-            call = await self._make_call(group, names, link, single=single)
+        try:
+            call = await self._make_call(key, link)
+        except asyncpg.PostgresError as error:
+            # The role may not, or a text is at odds with the tables: the long way says what it is, if anything.
+            if not is_append_fault(error) and not isinstance(error, asyncpg.InsufficientPrivilegeError):
+                raise
         link.calls[key] = call
+        self._watch.start(link)
         return call
 
-    async def _make_call(self, group: Group, names: tuple[str, ...], link: Link, *, single: bool) -> _Call | None:
-        """Prepare a combination of statements, as a function unless it is a single one."""
-        connection, statements = link.connection, self._statements
-        texts = [_Text(statements[name].text, single=single) for name in names]
-        parts = [(name, text.plain) for name, text in zip(names, texts, strict=True)]
-        if not group.guards and len(names) == 1:
-            prepared = await connection.prepare(texts[0].text)
-            return _Call(prepared.fetch, parts, guarded=False, single=single)
-        if any(statements[name].columns for name in names):
-            return None  # PL/pgSQL wants to be told where rows go
-        steps, types, columns = [], [], []
-        guard = _Text(statements[group.plan.guard].text, single=single) if group.guards else None
-        if guard is not None:
-            if guard.plain != single:
-                return await self._make_call(group, names, link, single=False)
-            prepared = await connection.prepare(guard.text)
-            types = [each.name for each in prepared.get_parameters()]
-            columns = [(each.name, each.type.name) for each in prepared.get_attributes()]
-            wanted = "1" if single else "cardinality($1)"
-        for name, text in zip(names, texts, strict=True):
-            if guard is not None and name not in group.plan.creates:
-                steps += _guard_steps(guard.text, wanted)
-                guard = None
-            steps.append(_renumber(text.text, len(types)))
-            types += [each.name for each in (await connection.prepare(text.text)).get_parameters()]
-        if guard is not None:
-            steps += _guard_steps(guard.text, wanted)
-        if len(types) > PARAMETERS_MAX:
+    async def _make_call(self, key: _Key, link: Link) -> _Call | None:
+        (plan, names, guarded), connection = key, link.connection
+        columns = await self._columns_of(plan, link) if guarded else {}
+        self._made += 1
+        name = f"holdfast_{self._made}"
+        if names:
+            recipe = lone(name, plan, names, self._statements, columns)
+        else:
+            recipe = whole(name, plan, self._statements, columns)
+        if recipe is None:
             return None
-        function = f"holdfast_{len(link.calls)}"
-        await connection.execute(_function(function, types, steps, returns="SETOF record" if columns else "void"))
-        prepared = await connection.prepare(_invocation(function, len(types), columns))
-        return _Call(prepared.fetch, parts, guarded=bool(columns), single=single)
+        if recipe.definition:
+            await connection.execute(recipe.definition)
+        prepared = await connection.prepare(recipe.call)
+        if not names:
+            await prepared.fetch(*[None] * len(prepared.get_parameters()))  # plans every statement, and runs none
+        return _Call(prepared.fetch, recipe)
+
+    async def _columns_of(self, plan: Plan, link: Link) -> dict[str, str]:
+        """The columns of a plan's guard and their types, as the server names them."""
+        found = self._columns.get(plan.name)
+        if found is None:
+            prepared = await link.connection.prepare(self._statements[plan.guard].text)
+            found = self._columns[plan.name] = {each.name: each.type.name for each in prepared.get_attributes()}
+        return found
 
     # The long way
 
@@ -361,50 +439,5 @@ class Lane:
         return False
 
 
-class _Text:
-    """A statement's text for a call.
-
-    Attributes:
-        text: The text.
-        plain: Whether it takes the values of one row; else arrays.
-    """
-
-    __slots__ = ("plain", "text")
-
-    def __init__(self, text: str, *, single: bool) -> None:
-        self.text = text
-        self.plain = False
-        if single:
-            found = list(_UNNEST.finditer(text))
-            if len(found) == 1 and text.count("[]") == found[0]["arrays"].count("[]"):
-                values, alias = found[0]["arrays"].replace("[]", ""), found[0]["alias"] or " AS one_row"
-                self.text = f"{text[: found[0].start()]}(VALUES ({values})){alias}{text[found[0].end() :]}"
-                self.plain = True
-
-
-def _renumber(text: str, offset: int) -> str:
-    return _NUMBER.sub(lambda match: f"${int(match[1]) + offset}", text)
-
-
-def _guard_steps(text: str, wanted: str) -> list[str]:
-    return [
-        f"RETURN QUERY {text}",
-        "GET DIAGNOSTICS holdfast_held = ROW_COUNT",
-        f"IF holdfast_held <> {wanted} THEN RAISE 'a guard refuses' USING ERRCODE = '{_REFUSED}'; END IF",
-    ]
-
-
-def _function(name: str, types: list[str], steps: list[str], *, returns: str) -> str:
-    """The function that runs a combination of statements."""
-    takes, body = ", ".join(types), ";\n".join(steps)
-    return (
-        f"CREATE FUNCTION pg_temp.{name}({takes}) RETURNS {returns} LANGUAGE plpgsql AS $holdfast$\n"
-        f"DECLARE holdfast_held bigint;\nBEGIN\n{body};\nEND\n$holdfast$"
-    )
-
-
-def _invocation(name: str, count: int, columns: list[tuple[str, str]]) -> str:
-    parameters = ", ".join(f"${number}" for number in range(1, count + 1))
-    shape = ", ".join(f'"{column}" {kind}' for column, kind in columns)
-    call = f"SELECT * FROM pg_temp.{name}({parameters})"  # noqa: S608 - of names that we made, no values
-    return f"{call} AS ({shape})" if columns else call
+def _whole(plan: Plan) -> _Key:
+    return plan, (), bool(plan.guard)

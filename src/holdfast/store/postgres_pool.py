@@ -29,6 +29,8 @@ __all__ = ["Connector", "Link", "Pool"]
 
 CONNECT_S = 10.0
 CLOSE_S = 2.0
+READ_BYTES = 64 * 1024
+"""An answer is read in pieces of at most this size: below 128 KiB the allocator keeps them."""
 SERVER_MIN = 140_000
 """PostgreSQL 14 waits for a session to end when it is told to end it, which a lost commit needs."""
 IDLE_MAX = 8
@@ -99,6 +101,7 @@ class Connector:
             raise ConfigError(f"{self._label} cannot be opened: its URL makes no sense", "check its parts") from None
         except DRIVER_ERRORS as error:
             raise translate(error, self._label) from error
+        _read_less(connection)
         try:
             with self._edge:
                 found = await connection.fetchrow(self._session.text, list(wanted), list(wanted.values()))
@@ -161,6 +164,17 @@ class Connector:
             raise StoreError(
                 f"{self._label} is a standby and cannot be written", "give the primary server", code="store.read_only"
             )
+
+
+def _read_less(connection: Any) -> None:
+    """Let answers be read in pieces that the allocator keeps at hand.
+
+    A transport reads into a buffer of 256 KiB, which for every answer is mapped anew and given back: that costs as
+    much as the rest of the round trip. `max_size` is the transport's own, where it has one.
+    """
+    transport = getattr(connection, "_transport", None)
+    if getattr(transport, "max_size", 0) > READ_BYTES:
+        transport.max_size = READ_BYTES  # type: ignore[union-attr] # it has the attribute
 
 
 class Pool:
