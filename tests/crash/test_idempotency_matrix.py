@@ -150,11 +150,15 @@ async def test_a_keyed_request_survives_a_crash_at_every_store_boundary(stage: S
 
 
 @pytest.mark.parametrize(
-    "passes",
+    ("ledger", "passes"),
     [
-        pytest.param("ends", id="first and last pass"),
-        pytest.param("all", id="each pass", marks=[pytest.mark.torture, pytest.mark.timeout(600)]),
+        pytest.param("sqlite-file", "ends", id="sqlite-file-first and last pass"),
+        *(
+            pytest.param(ledger, "all", id=f"{ledger}-each pass", marks=[pytest.mark.torture, pytest.mark.timeout(600)])
+            for ledger in ("sqlite-file", "postgres")
+        ),
     ],
+    indirect=["ledger"],
 )
 @pytest.mark.parametrize("name", JOURNEYS)
 async def test_a_keyed_request_survives_a_crash_at_every_named_point(stage: Stage, name: str, passes: str) -> None:

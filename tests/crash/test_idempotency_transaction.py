@@ -47,7 +47,7 @@ async def test_all_or_nothing_is_left_wherever_a_request_is_killed(kind: str, ma
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_all_or_nothing_is_left_after_random_kills(kind: str, make_target: MakeTarget) -> None:
-    assert len(await tortured(kind, make_target, "10000", "12")) == 13
+    assert len(await tortured(kind, make_target, "10000", "6")) == 7
 
 
 @pytest.mark.torture

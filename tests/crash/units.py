@@ -7,6 +7,7 @@ A process that died is a child forked from this one, which itself opens nothing;
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.crash.torture import child, end
-from tests.flow.units import RULE, Counter, Shop, counter, opened
+from tests.flow.units import HORIZON_SECONDS, HORIZON_TRIES, RULE, Counter, Shop, counter, opened
 
 from holdfast.core import points
 from holdfast.idempotency import current, outbox
@@ -160,7 +161,12 @@ async def judge(desk: Counter, shop: Shop, dead: Round) -> None:
 async def left(desk: Counter, name: str) -> tuple[int, int, int]:
     """How many orders, events and records there are of a request."""
     placed = (await desk.world.orders()).count(name)
-    topics = [event async for event in events(desk.guard.database)].count(name)
+    topics = 0
+    for _ in range(HORIZON_TRIES):
+        topics = [event async for event in events(desk.guard.database)].count(name)
+        if topics >= placed:
+            break
+        await asyncio.sleep(HORIZON_SECONDS)
     return placed, topics, int(await desk.record(name) is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +36,9 @@ from holdfast.integrations import apsw as apsw_units
 from holdfast.integrations import asyncpg as asyncpg_units
 from holdfast.integrations import sqlalchemy as sqlalchemy_units
 from holdfast.store.database import Database
+
+HORIZON_TRIES, HORIZON_SECONDS = 150, 0.02
+"""On PostgreSQL an event is read once every older transaction of the server has ended, other tests' among them."""
 
 KINDS = ("asyncpg", "sqlalchemy-postgres", "apsw", "aiosqlite", "sqlalchemy-sqlite")
 ON_POSTGRES = ("asyncpg", "sqlalchemy-postgres")
@@ -226,7 +230,13 @@ class Counter:
     async def left(self) -> tuple[list[str], list[str], list[str]]:
         """What is there: orders, events, states of records."""
         found = [record.state.name for record in await self.records()]
-        return await self.world.orders(), await self.topics(), found
+        orders, topics = await self.world.orders(), await self.topics()
+        for _ in range(HORIZON_TRIES):
+            if len(topics) >= len(orders):
+                break
+            await asyncio.sleep(HORIZON_SECONDS)
+            topics = await self.topics()
+        return orders, topics, found
 
 
 async def records(database: Database) -> list[KeyRecord]:
