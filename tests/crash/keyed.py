@@ -301,10 +301,17 @@ class Life:
 
     async def _ask(self, id: str) -> tuple[str, int]:
         asking = call(self.app, id, body=id.encode())
+        heard: list[bool] = []  # whether all of it was out when the process died: what a dead one says reaches nobody
+
+        def note() -> None:
+            heard.append(asking.answer.ended)
+
+        points.on_crash(note)
         try:
             answer = await asking.run()
         finally:
-            self.world.hear(id, asking.answer)
+            if heard[0] if heard else not self.hf.crashed:
+                self.world.hear(id, asking.answer)
         if answer.error is not None:
             assert isinstance(answer.error, Broken), repr(answer.error)
             return "runs", 500
@@ -363,10 +370,7 @@ class Life:
             assert self.journey.handler == "unkept", kind
         await self._refuses_the_stale(id)
         runs = self.world.runs[id]
-        # Who outlasts the lease may be answered although the settle is still to be tried again: if the process dies
-        # then, a rule that reruns does so. The documents say as much.
-        several = self.journey.handler in ("unkept", "long")
-        assert len(self.world.told[id]) <= 1 or several, self.world.told[id]
+        assert len(self.world.told[id]) <= 1 or self.journey.handler == "unkept", self.world.told[id]
         assert len({run.derived for run in runs}) <= 1
         allowed = 1 + self.world.licences[id] + await self._forced(id)
         if self.journey.reruns:
