@@ -99,7 +99,7 @@ async def _idemkit(stack: AsyncExitStack, url: str | None) -> App:
     from idemkit import HttpConfig, IdempotencyMiddleware, InMemoryBackend
     from idemkit.backends.postgres import PostgresBackend
 
-    backend: Any = InMemoryBackend()
+    backend: Any = InMemoryBackend(max_size=10**9)
     if url is not None:
         await PostgresBackend.init_schema(url) if hasattr(PostgresBackend, "init_schema") else _init_idemkit(url)
         backend = PostgresBackend.from_url(url)
