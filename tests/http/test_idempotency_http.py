@@ -230,12 +230,14 @@ def test_a_client_that_leaves_while_the_handler_runs_changes_nothing(
 def test_streams_and_files_arrive_whole(shop: Shop, on_each_server: Served, key: str | None) -> None:
     """HA-45."""
     whole = b"".join(b"%03d," % number * 100 for number in range(100))
-    assert post(on_each_server, "/stream", key).content == whole
+    # Without a key nobody reads a body, and a server that closes on an unread one may reset the connection.
+    given = {} if key is not None else {"content": b""}
+    assert post(on_each_server, "/stream", key, **given).content == whole
     assert shop.disconnected == [False] * 100
     if key is not None:
         again = post(on_each_server, "/stream", key)
         assert (again.content, replayed(again), shop.runs) == (whole, True, 1)
-    assert post(on_each_server, "/file", key and key + "-2").content == shop.file.read_bytes()
+    assert post(on_each_server, "/file", key and key + "-2", **given).content == shop.file.read_bytes()
     headers = {} if key is None else {"idempotency-key": key}
     assert httpx.get(on_each_server.url + "/file", headers=headers).content == shop.file.read_bytes()
 
