@@ -16,7 +16,14 @@ import pytest
 import holdfast
 from holdfast.core import points
 from holdfast.core.clock import Clock
-from holdfast.testing import Crashed, crash
+from holdfast.testing import Crashed, crash, crash_points
+
+_DURABLE = {
+    "ambiguity", "batch", "cancel", "claim", "decision", "effect", "finish", "generation", "intent", "lock", "outcome",
+    "step",
+}  # fmt: skip
+DURABLE_POINTS = tuple(point for point in crash_points() if point.split(".")[0] in _DURABLE)
+"""The crash points that executions pass; those of the other slices have journeys of their own."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.crash.journeys import Journey, arrive, flaky, inspect, look, pay, place, send, threaded, traces
-from tests.stage import Stage
+from tests.stage import DURABLE_POINTS, Stage
 
 import holdfast
 from holdfast.core import points
-from holdfast.testing import crash_points
 
 LIVES_MAX = 12
 """So often a seed may kill; then it lets the program end."""
@@ -107,7 +106,7 @@ def torture(stage: Stage, seed: int, life_seconds: float) -> int:
     """Kill as the seed says, until the program is through; return how many lives that ended."""
     rng = random.Random(seed)  # noqa: S311 - a plan, no secret
     ids = [f"seed-{seed}-{number}" for number in range(rng.choice((1, 1, 2)))]
-    named = [point for point in crash_points() if not point.startswith(("cancel", "generation"))]
+    named = [point for point in DURABLE_POINTS if not point.startswith(("cancel", "generation"))]
     deaths = 0
     while deaths < LIVES_MAX:
         if rng.random() < 0.5:

@@ -104,7 +104,7 @@ async def turns(count: int = 30) -> None:
 
 async def until(condition: Any) -> None:
     """Let the loop turn until something holds; what the ledger does takes real time on PostgreSQL."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.to_thread(lambda: None)
 
@@ -205,7 +205,7 @@ class Wired(Desk):
 
 async def over(it: Wired, clock: ManualClock, condition: Any, step: float = 0.1) -> None:
     """Let time pass until something holds, but not while the ledger is at work: that takes real time."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             if not it.line.busy:
                 await clock.advance(timedelta(seconds=step))

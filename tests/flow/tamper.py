@@ -82,7 +82,7 @@ def counter(name: str) -> float:
     return sum(trace.snapshot().get(f"holdfast_durable_{name}", {}).values())
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0, *, anyway: bool = False) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0, *, anyway: bool = False) -> None:
     """Let the loop turn until something holds; a test whose condition never comes fails here, or goes on anyway."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

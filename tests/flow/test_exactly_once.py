@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.flow.commandline import ask, command
 from tests.flow.programs import run
+from tests.flow.tamper import until
 from tests.stage import Outside, Stage, turns
 
 import holdfast
@@ -667,6 +668,7 @@ async def test_nothing_acts_on_an_ambiguity_whose_audit_cannot_be_written(stage:
             await hf.run(program, 3, id="e")
         assert stage.outside.count("pay") == 1
         faults.resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
     async with stage.open() as hf:
         try:
             assert (await hf.run(program, 3, id="e"))[2] == "paid 3"

@@ -37,7 +37,7 @@ from holdfast.integrations import asyncpg as asyncpg_units
 from holdfast.integrations import sqlalchemy as sqlalchemy_units
 from holdfast.store.database import Database
 
-HORIZON_TRIES, HORIZON_SECONDS = 150, 0.02
+HORIZON_TRIES, HORIZON_SECONDS = 1500, 0.02
 """On PostgreSQL an event is read once every older transaction of the server has ended, other tests' among them."""
 
 KINDS = ("asyncpg", "sqlalchemy-postgres", "apsw", "aiosqlite", "sqlalchemy-sqlite")
