@@ -1,7 +1,7 @@
 """Pure modules are tested alone and whole: every line and every branch of each is passed by its own tests.
 
-The tests of a module run in a process of their own, under `coverage`, and only that module is looked at: what the
-journeys of other tests pass by chance does not count.
+They run in a process of their own, under `coverage`, which remembers of each line in which file the test stands that
+passed it: what the tests of other modules pass by chance does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.tree import ROOT, SRC
 
 SECONDS_MAX = 300
@@ -44,17 +43,24 @@ exclude_also =
     ^\\s*\\.\\.\\.$
 """
 
+PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "tests.contexts")
 
-@pytest.mark.parametrize("module", PURE)
-def test_a_pure_module_is_covered_by_its_own_tests(module: str, tmp_path: Path) -> None:
-    path = SRC / (module.replace(".", "/") + ".py")
+
+def test_pure_modules_are_covered_by_their_own_tests(tmp_path: Path) -> None:
     (tmp_path / "settings").write_text(SETTINGS)
     shared = [f"--rcfile={tmp_path / 'settings'}", f"--data-file={tmp_path / 'data'}"]
-    files = [f"tests/unit/{name}.py" for name in PURE[module]]
-    coverage("run", *shared, f"--include={path}", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files)
-    coverage("json", *shared, f"--include={path}", "-o", str(tmp_path / "found.json"))
-    [found] = json.loads((tmp_path / "found.json").read_text())["files"].values()
-    assert (found["missing_lines"], found["missing_branches"]) == ([], [])
+    paths = {module: str(SRC / (module.replace(".", "/") + ".py")) for module in PURE}
+    files = [f"tests/unit/{name}.py" for name in dict.fromkeys(name for names in PURE.values() for name in names)]
+    plain = [part for plugin in PLUGINS for part in ("-p", plugin)]
+    alone = [*plain, "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", "-q"]
+    coverage("run", *shared, f"--include={','.join(paths.values())}", "-m", "pytest", *alone, *files)
+    for module, names in PURE.items():
+        # What a module does when it is imported belongs to no test.
+        contexts = ",".join(["^$", *(f"^{name}$" for name in names)])
+        found = tmp_path / f"{module}.json"
+        coverage("json", *shared, f"--include={paths[module]}", f"--contexts={contexts}", "-o", str(found))
+        [of_file] = json.loads(found.read_text())["files"].values()
+        assert (module, of_file["missing_lines"], of_file["missing_branches"]) == (module, [], [])
 
 
 def coverage(*arguments: str) -> None:
@@ -63,7 +69,7 @@ def coverage(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "coverage", *arguments],
         cwd=ROOT,
-        env=environment,
+        env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         check=False,
         text=True,
