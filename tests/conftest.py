@@ -6,11 +6,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from holdfast.execution import declare
 from holdfast.store.database import Database
 from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
+
+settings.register_profile("suite", settings.get_profile("ci"), max_examples=40)
+settings.load_profile("suite")
+"""The same examples in every run, and none too slow for a loaded machine; a property that wants more says so."""
 
 
 @pytest.fixture(scope="session")

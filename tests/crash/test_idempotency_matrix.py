@@ -139,7 +139,16 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
     return Stage(ledger, tmp_path)
 
 
-@pytest.mark.parametrize("name", JOURNEYS)
+DATABASES = ("sqlite-file", "postgres")
+HALF = [
+    pytest.param(ledger, name, id=f"{ledger}-{name}", marks=[] if (number + turn) % 2 else [pytest.mark.torture])
+    for turn, ledger in enumerate(DATABASES)
+    for number, name in enumerate(JOURNEYS)
+]
+"""Every journey on one database always, and on the other one under torture."""
+
+
+@pytest.mark.parametrize(("ledger", "name"), HALF, indirect=["ledger"])
 async def test_a_keyed_request_survives_a_crash_at_every_store_boundary(stage: Stage, name: str) -> None:
     relay = Relay(stage, JOURNEYS[name])
     number = 1
@@ -150,17 +159,21 @@ async def test_a_keyed_request_survives_a_crash_at_every_store_boundary(stage: S
 
 
 @pytest.mark.parametrize(
-    ("ledger", "passes"),
+    ("ledger", "name", "passes"),
     [
-        pytest.param("sqlite-file", "ends", id="sqlite-file-first and last pass"),
+        *(pytest.param("sqlite-file", name, "ends", id=f"{name}-first and last pass") for name in list(JOURNEYS)[::2]),
         *(
-            pytest.param(ledger, "all", id=f"{ledger}-each pass", marks=[pytest.mark.torture, pytest.mark.timeout(600)])
-            for ledger in ("sqlite-file", "postgres")
+            pytest.param(
+                *(ledger, name, "all"),
+                id=f"{ledger}-{name}-each pass",
+                marks=[pytest.mark.torture, pytest.mark.timeout(600)],
+            )
+            for ledger in DATABASES
+            for name in JOURNEYS
         ),
     ],
     indirect=["ledger"],
 )
-@pytest.mark.parametrize("name", JOURNEYS)
 async def test_a_keyed_request_survives_a_crash_at_every_named_point(stage: Stage, name: str, passes: str) -> None:
     relay = Relay(stage, JOURNEYS[name])
     passed: dict[str, int] = {}
