@@ -16,10 +16,12 @@ Names are loaded on first use, so that importing the package costs next to nothi
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from holdfast.core.version import VERSION
 
+TYPE_CHECKING = False  # what `typing` says too; this package is imported where `typing` would cost too much
 if TYPE_CHECKING:
+    from typing import Any
+
     from holdfast.core.clock import Clock as Clock
     from holdfast.core.clock import SystemClock as SystemClock
     from holdfast.core.errors import Busy as Busy
@@ -123,7 +125,7 @@ if TYPE_CHECKING:
     from holdfast.execution.views import Event as Event
     from holdfast.execution.views import Execution as Execution
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "core.clock": ("Clock", "SystemClock"),
@@ -167,6 +169,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"holdfast.{home}"), name)
     globals()[name] = value
     return value

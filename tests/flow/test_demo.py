@@ -11,7 +11,8 @@ from pathlib import Path
 _KEYS = [
     *("turns_expected", "turns_completed", "kills", "model_calls_paid", "model_calls_expected"),
     *("payments_expected", "payments_applied", "payments_doubled", "steps_run", "steps_replayed"),
-    *("decisions", "lost", "verify_ok", "http_replays", "http_conflicts", "http_in_flight", "seconds"),
+    *("decisions", "lost", "verify_ok", "http_replays", "http_conflicts", "http_in_flight"),
+    *("receipts", "receipts_verified", "sequence_gaps", "seconds"),
 ]
 _LIMIT_SECONDS = 100
 
@@ -41,6 +42,8 @@ def test_every_effect_happens_once_though_processes_are_killed(tmp_path: Path) -
     assert figures["verify_ok"] is True
     assert figures["http_conflicts"] == 0
     assert figures["http_replays"] >= 0 <= figures["http_in_flight"]
+    assert figures["receipts"] == figures["receipts_verified"] == 2 + 2 * 6
+    assert figures["sequence_gaps"] == 0
     assert figures["decisions"] >= 1
     assert figures["steps_run"] > 0
     assert figures["steps_replayed"] > 0

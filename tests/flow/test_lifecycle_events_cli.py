@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flow.commandline import Answer, ask, command, start
+from tests.flow.commandline import Answer, ask
 from tests.unit.lifecycle_documents import ABSENT, changed, envelope, payload, receipt, request
 
 from holdfast.lifecycle import EVENTS, LifecycleReceipt, decode
@@ -209,15 +209,6 @@ def test_an_event_that_cannot_be_routed_leaves_nothing(local: Desk, given: Any, 
     assert said in answer.err
     assert local.calls() == []
     assert local.receipts() == []
-
-
-def test_it_works_as_a_program(tmp_path: Path) -> None:
-    assert command("events").json == list(EVENTS)
-    with start("events", "invoke", "--client-cmd", "cat", HOLDFAST_DB=str(tmp_path / "ledger.db")) as process:
-        out, err = process.communicate(json.dumps(envelope()), timeout=60)
-    assert process.returncode == 1
-    assert decode(out, LifecycleReceipt).failure_class == "invalid_request"
-    assert err.startswith("error: ")
 
 
 def test_only_what_prints_is_printed(local: Desk) -> None:

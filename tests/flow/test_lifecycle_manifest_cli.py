@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.flow.commandline import ask, command, tell
+from tests.flow.commandline import ask, tell
 
 from holdfast.lifecycle import AdapterManifest, Registry, decode
 from holdfast.lifecycle.manifest import ADAPTERS
@@ -63,10 +63,11 @@ def test_an_answer_that_is_no_says_why_on_standard_error(arguments: tuple[str, .
     assert said in answer.err
 
 
-def test_it_works_as_a_program_and_needs_no_ledger() -> None:
-    answer = command("manifest", "inspect", "codex@9.9.9", HOLDFAST_DB="/nowhere/at/all.db")
+def test_it_needs_no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_DB", "/nowhere/at/all.db")
+    answer = ask("manifest", "inspect", "codex@9.9.9")
     assert (answer.code, answer.out) == (1, "")
-    assert command("manifest", "list", "--json", HOLDFAST_DB="/nowhere/at/all.db").json[0]["adapter_id"] == "claude"
+    assert ask("manifest", "list", "--json").json[0]["adapter_id"] == "claude"
 
 
 def test_the_group_alone_explains_itself() -> None:

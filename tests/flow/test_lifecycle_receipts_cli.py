@@ -323,6 +323,34 @@ def test_an_export_is_checked_and_replayed_elsewhere(desk: Desk, local: Desk, tm
     assert other.ask("verify", "--file", file).code == 3
 
 
+def test_a_configured_key_is_needed_to_prove_the_chains(local: Desk, tmp_path: Path) -> None:
+    """LA-39: with a key, who can write but does not know it cannot compute the chains anew."""
+    key, config, file = tmp_path / "chain.key", tmp_path / "holdfast.toml", tmp_path / "export.jsonl"
+    key.write_text("5a" * 32)
+    key.chmod(0o600)
+    config.write_text('[lifecycle]\nchain_key_file = "chain.key"\n')
+    keyed = ("--config", config)
+    assert local.emit(1, *keyed).code == local.emit(2, *keyed, run="run-2").code == 0
+    asyncio.run(skip(local.ledger))
+    assert local.emit(3, *keyed).code == 0
+    assert local.ask("gaps", "--emit", *keyed).code == 1
+    file.write_text(local.ask("export", *keyed).out)
+    other = ("--db", tmp_path / "other.db")
+    assert ask("receipts", "replay", file, *other, *keyed).code == 0
+    for command in (
+        ("receipts", "verify", "--db", local.ledger),
+        ("receipts", "verify", "--file", file),
+        ("receipts", "verify", *other),
+        ("verify", "--db", local.ledger),
+    ):
+        assert ask(*command, *keyed).code == 0, command
+        assert ask(*command).code == 1, command
+    key.chmod(0o644)
+    refused = local.emit(4, *keyed)
+    assert (refused.code, refused.out) == (2, "")
+    assert "open to others" in refused.err
+
+
 def test_a_missing_number_is_told_of_once(desk: Desk) -> None:
     """LA-40."""
     desk.emit(1)
@@ -369,5 +397,3 @@ def test_it_works_as_a_program(tmp_path: Path) -> None:
     made = subprocess.run([*run, "emit"], input=given, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert (made.returncode, made.stderr) == (0, "")
     assert json.loads(made.stdout)["idempotency_key"] == "ключ"
-    listed = subprocess.run([*run, "list"], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert "rcp-1" in listed.stdout

@@ -25,13 +25,15 @@ from holdfast.lifecycle.errors import (
 
 BRANCHES = {
     "LifecycleError", "ValidationError", "RouteError", "TransportError", "SubprocessError", "ReceiptError",
-    "TelemetryError", "HookError",
+    "TelemetryError", "HookError", "ContinuationError",
 }  # fmt: skip
 
 SAMPLES: list[LifecycleError] = [
     errors.AdapterIdNotFound("kodex"),
     errors.AdapterVersionMismatch("codex", "9.9.9", "0.1.0"),
     errors.ChainBroken('["run","r"]', 3, "rcp-3", "body_changed"),
+    errors.ContinuationConflict("thread", "plan", 0, 2),
+    errors.ContinuationRefused("no"),
     errors.EmptyField("request.event_id"),
     errors.EmptySentinel("request.event_id"),
     errors.EventInFlight(1_778_100_000_000_000),
@@ -92,7 +94,8 @@ def test_a_code_is_the_name_without_its_branch() -> None:
         own = name
         for branch in ("Subprocess", "Transport", "Telemetry", "Receipt"):
             if name.startswith(branch) and name not in {
-                "TelemetryUnavailable", "ReceiptEmittedNotEmittable", "ReceiptEmittedRejected",
+                "TelemetryUnavailable", "TelemetryInternal", "ReceiptEmittedNotEmittable", "ReceiptEmittedRejected",
+                "SubprocessTimeout", "SubprocessInvalidResponse",
             }:  # fmt: skip
                 own = name.removeprefix(branch)
         assert leaf.code == "lifecycle." + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", own).lower()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 from tests.unit.plans import manifest
 
-from holdfast.lifecycle.documents import Continuation, EventClaim, ReceiptClaims, Renewal, Reset
+from holdfast.lifecycle import manifest as module
+from holdfast.lifecycle import wire
+from holdfast.lifecycle.documents import AdapterManifest, Continuation, EventClaim, ReceiptClaims, Renewal, Reset
 from holdfast.lifecycle.enums import CAPABILITIES, EVENTS, MANIFEST_PLACEMENT_CLASSES
 from holdfast.lifecycle.errors import AdapterIdNotFound, AdapterVersionMismatch, InvalidManifest, ValidationError
 from holdfast.lifecycle.machine import ALIASES, Registered, Registry, support_of
+from holdfast.lifecycle.manifest import ADAPTERS
 
 BUILTIN = Registry.builtin()
 
@@ -212,3 +218,10 @@ def test_what_a_manifest_does_not_claim_is_unavailable(capability: str) -> None:
         approval_surface={},
     )
     assert support_of(nothing, capability) == "unavailable"
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_data_files_are_valid_and_registered_as_they_are(name: str) -> None:
+    file = json.loads((Path(module.__file__).parent / "manifests" / f"{name}.json").read_bytes())
+    read = wire.decode(json.dumps(file["manifest"]), AdapterManifest)
+    assert (read.adapter_id, BUILTIN.get(name)) == (name, read)

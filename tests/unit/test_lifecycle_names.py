@@ -31,5 +31,5 @@ def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, holdfast.lifecycle; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in answer.stdout.split() if name.startswith("holdfast")}
-    assert ours == {"holdfast", "holdfast.lifecycle"}
+    assert ours == {"holdfast", "holdfast.core", "holdfast.core.version", "holdfast.lifecycle"}
     assert not {"msgspec", "asyncio", "dataclasses", "json"} & set(answer.stdout.split())

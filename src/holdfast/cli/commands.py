@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import bench, conformance, db, events, executions, keys, manifest, receipts, run, verify
+from holdfast.cli import (
+    bench,
+    conformance,
+    continuation,
+    db,
+    events,
+    executions,
+    hook_group,
+    keys,
+    manifest,
+    receipts,
+    run,
+    telemetry,
+    verify,
+)
 from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, place_of
 
 __all__ = ["app"]
@@ -71,3 +85,6 @@ app.add_typer(conformance.commands, name="conformance")
 app.add_typer(manifest.commands, name="manifest")
 app.add_typer(events.commands, name="events")
 app.add_typer(receipts.commands, name="receipts")
+app.add_typer(telemetry.commands, name="telemetry")
+app.add_typer(continuation.commands, name="continuation")
+app.add_typer(hook_group.commands, name="hook")

@@ -79,10 +79,15 @@ def _shown(text: str) -> str:
 @asynccontextmanager
 async def opened(place: Place) -> AsyncIterator[Database]:
     """Open the ledger for reading and writing, and make it when there is none. No execution is run."""
+    import os
+
     from holdfast.core.clock import SystemClock
+    from holdfast.core.config import prepare_folder
     from holdfast.store import open_database
 
-    database = await open_database(place.target(), clock=SystemClock())
+    target = place.target()
+    prepare_folder(target, os.environ)
+    database = await open_database(target, clock=SystemClock())
     try:
         yield database
     finally:
@@ -97,8 +102,18 @@ async def router_of(
     from holdfast.lifecycle.manifest import Registry
     from holdfast.lifecycle.router import Router
 
+    config = place.lifecycle()
+    key = config.chain_key()
     async with opened(place) as database:
-        router = Router(database, registry=Registry.builtin(), clock=database.clock, mode=mode)
+        router = Router(
+            database,
+            registry=Registry.builtin(),
+            clock=database.clock,
+            mode=mode,
+            ambiguous=config.ambiguous,
+            chain_key=key,
+            policy=config.policy,
+        )
         if told is not None:
             router.subscribe(told)
         async with router:

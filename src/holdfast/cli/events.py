@@ -136,13 +136,10 @@ def _program(name: str) -> str:
 
 
 def _requirement(text: str) -> CapabilityRequirement:
-    from holdfast.lifecycle import wire
-    from holdfast.lifecycle.documents import CapabilityRequirement
+    from holdfast.lifecycle.config import requirement_of
     from holdfast.lifecycle.errors import ValidationError
 
-    capability, _, rest = text.rpartition("=")
-    level, _, desired = rest.partition(":")
     try:
-        return wire.decode_value({"capability": capability, "level": level, "desired": desired}, CapabilityRequirement)
+        return requirement_of(text)
     except ValidationError as error:
         raise typer.BadParameter(f"--require {text}: {error.message}; write CAP=LEVEL:DESIRED") from None

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,8 @@ from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, Place, drive
 
 if TYPE_CHECKING:
     from holdfast import Holdfast
-    from holdfast.idempotency.values import KeyRecord
+    from holdfast.core.keyring import KeyRing
+    from holdfast.idempotency.values import KeyRecord, Outcome, Principal, Sealed
     from holdfast.store.database import Tx
 
 __all__ = ["commands"]
@@ -125,7 +127,7 @@ def show(  # noqa: PLR0913 - a command's options are its parameters
         async with place.changing() as hf, hf.database.write() as tx:
             record = await _find(tx, named)
             await keys.audit(tx, record, "show", actor=_actor(actor), reason="--body", now=hf.database.clock.now())
-            return record, _body(record)
+            return record, _body(record, place.guard().ring())
 
     if body:
         _, written = drive(audited())
@@ -222,10 +224,10 @@ def decide(  # noqa: PLR0913 - a command's options are its parameters
     _force(place, named, action, (actor, reason), as_json=as_json)
 
 
-def _force(place: Place, named: list[bytes] | str, action: Any, said: tuple[str | None, str], *, as_json: bool) -> None:
+def _force(place: Place, named: _Named | str, action: Any, said: tuple[str | None, str], *, as_json: bool) -> None:
     from holdfast.cli.render import line, print_json
     from holdfast.idempotency import keys
-    from holdfast.idempotency.machine import ForceExpire
+    from holdfast.idempotency.machine import DecideOutcome, ForceExpire
 
     actor, reason = _actor(said[0]), said[1].strip()
     if not reason:
@@ -233,8 +235,11 @@ def _force(place: Place, named: list[bytes] | str, action: Any, said: tuple[str 
 
     async def work() -> tuple[KeyRecord, bool, KeyRecord | None]:
         async with place.changing() as hf, hf.database.write() as tx:
-            record = await _find(tx, named)
-            done = await keys.force(tx, record.key_id, action, actor=actor, reason=reason, now=hf.database.clock.now())
+            record, sealed = await _find(tx, named), None
+            if isinstance(action, DecideOutcome):
+                sealed = await _sealed(tx, record, action.outcome, place.guard().ring())
+            now = hf.database.clock.now()
+            done = await keys.force(tx, record.key_id, action, actor=actor, reason=reason, now=now, sealed=sealed)
             return record, done, await keys.get(tx, record.key_id)
 
     before, done, after = drive(work())
@@ -250,8 +255,17 @@ def _force(place: Place, named: list[bytes] | str, action: Any, said: tuple[str 
 # --- which --------------------------------------------------------------------------------------------
 
 
-def _named(place: Place, ref: str | None, principal: str | None, tenant: str, key: str | None) -> list[bytes] | str:
-    """Return the key ids, one for each secret, or the beginning of one, that the command line names."""
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A key that the command line names by itself."""
+
+    secrets: list[bytes]
+    principal: Principal
+    key: str
+
+
+def _named(place: Place, ref: str | None, principal: str | None, tenant: str, key: str | None) -> _Named | str:
+    """Return what the command line names: a key, or the beginning of a key id."""
     if ref is not None:
         if principal is not None or key is not None:
             raise typer.BadParameter("give a REF, or --principal and --key")
@@ -260,26 +274,47 @@ def _named(place: Place, ref: str | None, principal: str | None, tenant: str, ke
         return ref.lower()
     if principal is None or key is None:
         raise typer.BadParameter("give a REF, or --principal and --key")
-    from holdfast.idempotency.machine import key_id
     from holdfast.idempotency.values import Principal
 
-    return [key_id(secret, Principal(principal, tenant), key) for secret in place.secrets()]
+    return _Named(place.guard().decoded(), Principal(principal, tenant), key)
 
 
-async def _find(tx: Tx, named: list[bytes] | str) -> KeyRecord:
+async def _find(tx: Tx, named: _Named | str) -> KeyRecord:
     from holdfast.idempotency import keys
 
     if isinstance(named, str):
-        found = await keys.search(tx, named)
-        if len(found) > 1:
+        ids = await keys.search(tx, named)
+        if len(ids) > 1:
             raise typer.BadParameter("that REF fits more than one key: give more of its digits")
+        found = [record for each in ids if (record := await keys.get(tx, each)) is not None]
     else:
-        found = named
-    for each in found:
-        record = await keys.get(tx, each)
-        if record is not None:
-            return record
-    raise _no("there is no such key")
+        found = await _find_key(tx, named)
+        if len(found) > 1:
+            which = ", ".join(f"{record.key_ref} ({record.method} {record.route})" for record in found)
+            raise typer.BadParameter(f"that key has a record on each of several routes; give the REF of one: {which}")
+    if not found:
+        raise _no("there is no such key")
+    return found[0]
+
+
+async def _find_key(tx: Tx, named: _Named) -> list[KeyRecord]:
+    """Return the records of a key, read as the guard reads it: one, or one on each route that has keys of its own."""
+    from holdfast.idempotency import keys
+    from holdfast.idempotency.identity import key_id, scope_id, spellings
+
+    routes: dict[tuple[str, str] | None, None] = {None: None}
+    for secret in named.secrets:
+        routes.update(dict.fromkeys(await keys.routes(tx, scope_id(secret, named.principal))))
+    for spelling in spellings(named.key):
+        found = {}
+        for route in routes:
+            for secret in named.secrets:
+                record = await keys.get(tx, key_id(secret, named.principal, spelling, route=route))
+                if record is not None:
+                    found[record.key_id] = record
+        if found:
+            return list(found.values())
+    return []
 
 
 def _no(text: str) -> typer.Exit:
@@ -326,34 +361,65 @@ def _instant(since: str | None, hf: Holdfast) -> int | None:
 
 
 def _answer(path: Path) -> Any:
-    """Read the answer an operator gives for a request."""
+    """Read the answer an operator gives for a request: as much of it as a guard would keep."""
     import msgspec
 
     from holdfast.core.errors import CodecError
+    from holdfast.idempotency.headers import keepable
+    from holdfast.idempotency.rules import RouteRule
     from holdfast.idempotency.values import Completed
 
     status = Annotated[int, msgspec.Meta(ge=200, le=599)]
-    headers: Any = list[tuple[str, str]]
-    answer: Any = msgspec.defstruct("Answer", [("status", status), ("headers", headers, []), ("body", str, "")])
+    pairs: Any = list[tuple[str, str]]
+    answer: Any = msgspec.defstruct("Answer", [("status", status), ("headers", pairs, []), ("body", str, "")])
     try:
         given = msgspec.json.decode(path.read_bytes(), type=answer)
-        headers = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in given.headers]
+        lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in given.headers]
+        headers, what = keepable(given.status, lines, RouteRule()), "a header field that could not be sent"
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error)
+        headers, what = None, str(error.strerror if isinstance(error, OSError) else error)
+    if headers is None:
         raise CodecError(
             f"cannot read the answer in {path}: {what}",
             'write JSON: {"status": 201, "headers": [["name", "value"]], "body": ""}',
-        ) from error
+        )
     return Completed(given.status, headers, given.body.encode())
 
 
-def _body(record: KeyRecord) -> bytes | None:
+async def _sealed(tx: Tx, record: KeyRecord, outcome: Outcome, ring: KeyRing | None) -> Sealed:
+    """Seal an operator's answer as the guard seals its own.
+
+    Raises:
+        ConfigError: The guard seals what it keeps, and its cipher is not configured here, or is another one.
+    """
+    from holdfast.core.errors import ConfigError
+    from holdfast.idempotency import keys
+    from holdfast.idempotency.errors import RecordUnreadable
+    from holdfast.idempotency.sealing import open_outcome, seal_outcome
+    from holdfast.idempotency.values import Completed
+
+    last = await keys.last_sealed(tx) if isinstance(outcome, Completed) else None
+    if last is not None and last.sealed is not None:
+        try:
+            open_outcome(last.sealed, key_id=last.key_id, record_id=last.record_id, cipher=ring)
+        except RecordUnreadable as error:
+            what = "no cipher is configured" if ring is None else "the configured cipher does not open what it sealed"
+            raise ConfigError(
+                f"the guard seals what it keeps, and {what}: nothing was changed",
+                "set HOLDFAST_IDEMPOTENCY_CIPHER, or cipher in [idempotency], to the guard's keys as NUMBER:BASE64",
+                code="config.cipher_missing",
+                keys=("cipher",),
+            ) from error
+    return seal_outcome(outcome, key_id=record.key_id, record_id=record.record_id, cipher=ring)
+
+
+def _body(record: KeyRecord, ring: KeyRing | None) -> bytes | None:
     from holdfast.idempotency.sealing import open_outcome
-    from holdfast.idempotency.values import RECORD_FORMAT, Completed
+    from holdfast.idempotency.values import Completed
 
     if record.sealed is None:
         return None
-    outcome = open_outcome(record.sealed, key_id=record.key_id, record_id=record.record_id, format=RECORD_FORMAT)
+    outcome = open_outcome(record.sealed, key_id=record.key_id, record_id=record.record_id, cipher=ring)
     return outcome.body if isinstance(outcome, Completed) else None
 
 

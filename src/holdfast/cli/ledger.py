@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from holdfast import DurableConfig, Holdfast
+    from holdfast.idempotency.settings import IdempotencySettings
+    from holdfast.lifecycle.config import LifecycleConfig
 
 __all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "Terminated", "drive", "place_of", "placed"]
 
@@ -79,15 +81,35 @@ class Place:
 
         return DurableConfig.load(self._config_path(), os.environ)
 
-    def secrets(self) -> list[bytes]:
-        """Return the secrets by which keys are looked up.
+    def guard(self) -> IdempotencySettings:
+        """Return what is configured of the guard: its secrets and its cipher.
 
         Raises:
-            ConfigError: None is configured, or one that makes no sense.
+            ConfigError: The configuration cannot be read.
         """
         from holdfast.idempotency.settings import IdempotencySettings
 
-        return IdempotencySettings.load(self._config_path(), os.environ).decoded()
+        return IdempotencySettings.load(self._config_path(), os.environ)
+
+    def lifecycle(self) -> LifecycleConfig:
+        """Return the settings of hooks, their clients and receipts: the file's, whatever the environment says.
+
+        Raises:
+            ConfigError: The configuration cannot be read, or says something that cannot be.
+        """
+        from holdfast.lifecycle.config import LifecycleConfig
+
+        return LifecycleConfig.load(self._config_path())
+
+    def state_dir(self) -> Path:
+        """Return the directory of what is kept beside the ledger; it need not exist.
+
+        Raises:
+            ConfigError: The configuration cannot be read, or names no directory where it should.
+        """
+        from holdfast.core.config import state_directory
+
+        return state_directory(self._config_path(), os.environ)
 
     def target(self) -> str:
         """Return the path or URL of the ledger.
@@ -115,11 +137,12 @@ class Place:
             StoreError: There is none (`store.missing`), or it is not a ledger.
             ConfigError: It is in memory, where no other process can have put anything.
         """
+        from holdfast.core.config import in_memory
         from holdfast.core.errors import ConfigError
         from holdfast.execution.engine import open_reader
 
         target = self.target()
-        if target == ":memory:":
+        if in_memory(target):
             raise ConfigError("a ledger in memory ends with the command that made it", "give a path with --db")
         async with open_reader(target, durable=self.settings()) as hf:
             yield hf

@@ -2,21 +2,24 @@
 
 Invariants:
     - A receipt is printed as the document that it is; annotations are printed beside it, never in it.
-    - What only reads makes no ledger, and changes none.
+    - What only reads makes no ledger, and changes nothing in one but this: hook calls that were only kept get their
+      receipts first.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
 
 from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, Place, drive, place_of, placed
 
 if TYPE_CHECKING:
+    from holdfast.lifecycle.deliveries import Unfinished
     from holdfast.lifecycle.documents import LifecycleReceipt
     from holdfast.lifecycle.errors import ChainBroken
     from holdfast.lifecycle.ledger import Gap, Pending, Pruned, ReplayCounts, Stored, Verified
@@ -44,12 +47,57 @@ def group(context: typer.Context, db: DbOption = None, config: ConfigOption = No
 
 def _look(place: Place, read: Callable[[Tx], Awaitable[T]]) -> T:
     """Read from the ledger; all readers of receipts come through here."""
+    behind = _is_spooled(place)
+    if behind:
+        drive(_catch_up(place))
 
-    async def look(hf: Any) -> T:
+    async def look(hf: Any) -> T | None:
+        nonlocal behind
+        from holdfast.lifecycle import deliveries
+
         async with hf.database.read() as tx:
-            return await read(tx)
+            behind = not behind and await deliveries.waiting(tx, now=hf.database.clock.now())
+            return None if behind else await read(tx)
 
-    return drive(place.look(look))
+    found = drive(place.look(look))
+    if behind:
+        drive(_catch_up(place))
+        found = drive(place.look(look))
+    return cast(T, found)
+
+
+def _is_spooled(place: Place) -> bool:
+    """Say whether hook calls wait in a file because the ledger could not take them."""
+    from holdfast.lifecycle import plan
+    from holdfast.store import drop
+
+    try:
+        return any(drop.waiting(path, 1) for path in plan.spools(str(place.state_dir()), os.environ))
+    except drop.Refused:  # whoever moves them says so
+        return True
+
+
+async def _catch_up(place: Place) -> None:
+    """Derive the receipts of hook calls that were only kept. What cannot be derived now stays as it is."""
+    from holdfast.cli.documents import opened
+    from holdfast.cli.render import warn
+    from holdfast.core.errors import StoreError
+    from holdfast.lifecycle import plan
+    from holdfast.lifecycle.hooks import Hooks
+
+    config, target = place.lifecycle(), place.target()
+    spools = plan.spools(str(place.state_dir()), os.environ)
+    if "://" not in target:
+        Path(target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        async with (
+            opened(place) as database,
+            Hooks(database, config=config, clock=database.clock, spools=spools) as hooks,
+        ):
+            while await hooks.derive(call_clients=False) > 0:
+                pass
+    except StoreError as error:
+        warn(f"hook calls that wait have no receipts yet: {error.message}", "note")
 
 
 # --- recording ----------------------------------------------------------------------------------------
@@ -224,7 +272,8 @@ def _show_list(found: list[Stored], *, as_json: bool) -> None:
              receipt.harness_run_id or "", str(receipt.sequence or ""), instant(to_datetime(stored.recorded_at)))
         )  # fmt: skip
     names = ("receipt", "event", "status", "client", "adapter", "run", "number", "recorded")
-    table([Column(name, keep=name == "receipt", right=name == "number") for name in names], rows)
+    minor = {"receipt", "adapter", "run"}
+    table([Column(each, keep=each == "receipt", right=each == "number", minor=each in minor) for each in names], rows)
 
 
 @commands.command()
@@ -235,56 +284,85 @@ def pending(
     close: Annotated[bool, typer.Option("--close", help="Close those whose caller is dead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List events whose clients are being called, or were when their caller died."""
+    """List events whose clients are being called, or were when their caller died; and hook calls without receipts."""
     from holdfast.cli.documents import router_of
     from holdfast.cli.render import warn
-    from holdfast.lifecycle import ledger
+    from holdfast.lifecycle import deliveries, ledger
 
     async def closed() -> list[LifecycleReceipt]:
         found: list[LifecycleReceipt] = []
         async with router_of(place, mode="strict", told=found.append):
             return found
 
+    async def read(tx: Tx) -> tuple[list[Pending], list[Unfinished]]:
+        return await ledger.pending(tx), await deliveries.unfinished(tx)
+
     if close:
         _look(place, ledger.pending)  # a ledger that is missing is not made
         for receipt in drive(closed()):
             warn(f"receipt {receipt.receipt_id} of {receipt.event} says that its outcome is unknown", "closed")
-    _show_pending(_look(place, ledger.pending), as_json=as_json)
+    _show_pending(*_look(place, read), as_json=as_json)
 
 
-def _show_pending(found: list[Pending], *, as_json: bool) -> None:
+def _show_pending(found: list[Pending], waiting: list[Unfinished], *, as_json: bool) -> None:
     from holdfast.cli.render import Column, instant, line, print_json, table
     from holdfast.core.clock import to_datetime
 
     if as_json:
-        print_json(
-            [
-                {
-                    "intent": each.intent,
-                    "client_id": each.client_id,
-                    "adapter_id": each.adapter_id,
-                    "receipt_id": each.receipt_id,
-                    "event": each.event,
-                    "owner": each.owner,
-                    "fence": each.fence,
-                    "attempts": each.attempts,
-                    "lease_until": to_datetime(each.lease_until),
-                    "created_at": to_datetime(each.created_at),
-                }
-                for each in found
-            ]
-        )
+        print_json([*map(_pending_json, found), *map(_waiting_json, waiting)])
         return
-    if not found:
+    if not found and not waiting:
         line("nothing is pending", "dim")
-        return
-    names = ("intent", "event", "client", "adapter", "receipt", "attempt", "claimed", "lease until")
-    rows = [
-        (each.intent, each.event, each.client_id, each.adapter_id, each.receipt_id, str(each.attempts),
-         instant(to_datetime(each.created_at)), instant(to_datetime(each.lease_until)))
-        for each in found
-    ]  # fmt: skip
-    table([Column(name, keep=name == "intent") for name in names], rows)
+    if found:
+        names = ("intent", "event", "client", "adapter", "receipt", "attempt", "claimed", "lease until")
+        rows = [
+            (each.intent, each.event, each.client_id, each.adapter_id, each.receipt_id, str(each.attempts),
+             instant(to_datetime(each.created_at)), instant(to_datetime(each.lease_until)))
+            for each in found
+        ]  # fmt: skip
+        table([Column(name, keep=name == "intent") for name in names], rows)
+    if waiting:
+        calls = [
+            (each.delivery, each.harness, each.hook, each.session_id or "", instant(to_datetime(each.received_at)))
+            for each in waiting
+        ]
+        table(
+            [
+                Column(name, keep=name == "hook call")
+                for name in ("hook call", "harness", "hook", "session", "received")
+            ],
+            calls,
+        )
+
+
+def _pending_json(each: Pending) -> dict[str, Any]:
+    from holdfast.core.clock import to_datetime
+
+    return {
+        "intent": each.intent,
+        "client_id": each.client_id,
+        "adapter_id": each.adapter_id,
+        "receipt_id": each.receipt_id,
+        "event": each.event,
+        "owner": each.owner,
+        "fence": each.fence,
+        "attempts": each.attempts,
+        "lease_until": to_datetime(each.lease_until),
+        "created_at": to_datetime(each.created_at),
+    }
+
+
+def _waiting_json(each: Unfinished) -> dict[str, Any]:
+    from holdfast.core.clock import to_datetime
+
+    return {
+        "delivery": each.delivery,
+        "harness": each.harness,
+        "hook": each.hook,
+        "session_id": each.session_id,
+        "received_at": to_datetime(each.received_at),
+        "lease_until": to_datetime(each.lease_until) if each.lease_until else None,
+    }
 
 
 # --- proving ------------------------------------------------------------------------------------------
@@ -309,13 +387,15 @@ def verify(
     from holdfast.lifecycle import ledger
     from holdfast.lifecycle.audit import read_heads
 
+    key = place.lifecycle().chain_key()
     if file is not None:
         if anchor is not None:
             raise typer.BadParameter("give --anchor or --file")
-        _show_verified(ledger.verify_file(read_file(file).splitlines(keepends=True)), as_json=as_json)
+        lines = read_file(file).splitlines(keepends=True)
+        _show_verified(ledger.verify_file(lines, chain_key=key), as_json=as_json)
         return
     heads = None if anchor is None else read_heads(read_file(anchor))
-    _show_verified(_look(place, lambda tx: ledger.verify(tx, anchor=heads)), as_json=as_json)
+    _show_verified(_look(place, lambda tx: ledger.verify(tx, chain_key=key, anchor=heads)), as_json=as_json)
 
 
 def _show_verified(found: Verified | ChainBroken, *, as_json: bool) -> None:
@@ -351,10 +431,11 @@ def gaps(
 
     found: list[Gap] = _look(place, lambda tx: ledger.gaps(tx, run))
     if emit and found:
+        key = place.lifecycle().chain_key()
 
         async def work(database: Database) -> None:
             async with database.write() as tx:
-                await ledger.raise_gaps(tx, run, now=database.clock.now())
+                await ledger.raise_gaps(tx, run, now=database.clock.now(), chain_key=key)
 
         _change(place, work)
     if as_json:
@@ -418,10 +499,11 @@ def replay(
     from holdfast.lifecycle import ledger
 
     lines = read_file(file).splitlines(keepends=True)
+    key = place.lifecycle().chain_key()
 
     async def work(database: Database) -> ReplayCounts:
         async with database.write() as tx:
-            return await ledger.replay(tx, lines, now=database.clock.now())
+            return await ledger.replay(tx, lines, now=database.clock.now(), chain_key=key)
 
     found = _change(place, work)
     counts = {

@@ -141,6 +141,8 @@ def plain(value: object) -> Any:
             return {str(key): plain(inner) for key, inner in value.items()}
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "__struct_fields__"):  # msgspec, which help does without
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: plain(inner) for name, inner in zip(value._fields, value, strict=True)}
     if isinstance(value, Iterable):
@@ -193,28 +195,67 @@ class Column:
         title: Its heading.
         right: Whether its cells are numbers, to be aligned to the right.
         keep: Whether its cells are names, never to be broken into lines while others can.
+        minor: Whether its cells may go to a line of their own, below the row, where the screen is too narrow.
     """
 
     title: str
     right: bool = False
     keep: bool = False
+    minor: bool = False
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
     """Print a table; columns without any content are left out."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
+    cells = [
+        [(clean(cell), "") if isinstance(cell, str) else (clean(cell[0]), cell[1]) for cell in row] for row in rows
+    ]
     used = [number for number in range(len(columns)) if any(row[number][0] for row in cells)]
+    widths = {number: max(cell_len(text) for text in _texts(columns, cells, number)) for number in used}
+    console = _console()
+    too_wide = sum(widths.values()) + 2 * (len(used) - 1) > console.width
+    if console.is_terminal and too_wide and any(columns[number].minor for number in used):
+        _print_in_two(columns, cells, widths)
+        return
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in (columns[number] for number in used):
         shown.add_column(
             column.title, justify="right" if column.right else "left", no_wrap=column.keep, overflow="fold"
         )
     for row in cells:
-        shown.add_row(*(Text(clean(text), style=style) for text, style in (row[number] for number in used)))
+        shown.add_row(*(Text(text, style=style) for text, style in (row[number] for number in used)))
     _print_aligned(shown)
+
+
+def _texts(columns: Sequence[Column], cells: Sequence[Sequence[tuple[str, str]]], number: int) -> Iterable[str]:
+    return [columns[number].title, *(row[number][0] for row in cells)]
+
+
+def _print_in_two(
+    columns: Sequence[Column], cells: Sequence[Sequence[tuple[str, str]]], widths: Mapping[int, int]
+) -> None:
+    """Print a table on a narrow screen: under each row a line with what is minor."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.text import Text
+
+    console = _console()
+    major = [number for number in widths if not columns[number].minor]
+    minor = [number for number in widths if columns[number].minor]
+
+    def aligned(number: int, text: str, style: str) -> Text:
+        room = widths[number]
+        right = columns[number].right
+        return Text(" " * (room - cell_len(text)) + text if right else set_cell_size(text, room), style=style)
+
+    heading = Text("  ").join(aligned(number, columns[number].title, "bold") for number in major)
+    console.print(heading, soft_wrap=True)
+    for row in cells:
+        console.print(Text("  ").join(aligned(number, *row[number]) for number in major), soft_wrap=True)
+        rest = "  ".join(row[number][0] for number in minor if row[number][0])
+        console.print(Text(f"    {rest}", style="dim"), soft_wrap=True)
 
 
 def facts(pairs: Iterable[tuple[str, Cell]]) -> None:

@@ -56,7 +56,8 @@ def verify(
 
     if only is None and id is not None:
         only = "durable"
-    found = drive(place.look(lambda hf: _verify(hf, id, only)))
+    key = place.lifecycle().chain_key() if only in (None, "lifecycle") else None
+    found = drive(place.look(lambda hf: _verify(hf, id, only, key)))
     problems = tuple(problem for report in found.values() for problem in report.problems)
     checked = sum(report.checked_count for report in found.values())
     if as_json:
@@ -85,7 +86,7 @@ _NOUNS: dict[Slice, str] = {"durable": "execution", "idempotency": "key", "lifec
 Found: TypeAlias = "dict[Slice, VerifyReport | key_verify.VerifyReport | receipt_verify.VerifyReport]"
 
 
-async def _verify(hf: Holdfast, id: str | None, only: Slice | None) -> Found:
+async def _verify(hf: Holdfast, id: str | None, only: Slice | None, chain_key: bytes | None) -> Found:
     from holdfast.idempotency import verify as key_verify
     from holdfast.lifecycle import verify as receipt_verify
 
@@ -95,7 +96,7 @@ async def _verify(hf: Holdfast, id: str | None, only: Slice | None) -> Found:
     if only in (None, "idempotency"):
         found["idempotency"] = await key_verify.verify(hf.database, id)
     if only in (None, "lifecycle"):
-        found["lifecycle"] = await receipt_verify.verify(hf.database, id)
+        found["lifecycle"] = await receipt_verify.verify(hf.database, id, chain_key=chain_key)
     return found
 
 

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Protocol
 
 from holdfast.core.errors import ConfigError
@@ -108,6 +109,7 @@ def from_datetime(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+@lru_cache(maxsize=256)  # durations come from settings: few, and asked for with every request
 def micros(duration: timedelta) -> int:
     """Return a duration in whole microseconds."""
     return duration // _MICROSECOND

@@ -1,7 +1,8 @@
 """Where settings come from, and what may be one.
 
 A settings class is a frozen, keyword-only dataclass whose fields are made with `setting`. It reads
-itself from a section of the TOML file, then the environment, then keywords; the later wins.
+itself from a section of the TOML file, then the environment, then keywords; the later wins. A field that
+is a tuple of another settings class is a list of tables, which only the file can give.
 
 Invariants:
     - An unknown key, a wrong type or a value out of range is a `ConfigError` naming the key and where
@@ -22,7 +23,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, g
 
 from holdfast.core.errors import ConfigError
 
-__all__ = ["check", "config_path", "ledger_target", "load", "setting"]
+__all__ = ["check", "config_path", "in_memory", "ledger_target", "load", "prepare_folder", "setting", "state_directory"]
 
 T = TypeVar("T")
 
@@ -80,18 +81,16 @@ def load(
     origins: dict[str, str] = {}
 
     def take(key: str, shown: str, value: object, origin: str) -> None:
-        if key not in known:
-            raise ConfigError(
-                f"unknown setting {shown} ({origin})",
-                f"known are {', '.join(known)}",
-                code="config.unknown_key",
-                keys=(key,),
-            )
+        _known(known, key, shown, origin)
         _check_value(key, *known[key], value, origin)
         values[key], origins[key] = value, origin
 
     for key, value in _flatten(cls, _section(path, section)):
-        take(key, f"{section}.{key}", _from_toml(known[key][1], value) if key in known else value, f"from {path}")
+        shown, origin = f"{section}.{key}", f"from {path}"
+        _known(known, key, shown, origin)
+        row = _row(known[key][1])
+        given = _from_toml(known[key][1], value) if row is None else _rows(row, shown, value, origin)
+        take(key, shown, given, origin)
     prefix = f"HOLDFAST_{section.upper().replace('.', '__')}_"
     for variable in sorted(environ):
         # `HOLDFAST_A__B_KEY` belongs to section a.b; key b.c of section a is `HOLDFAST_A_B__C`.
@@ -149,10 +148,56 @@ def ledger_target(explicit: str | Path | None, path: Path | None, environ: Mappi
     if configured is not None:
         if not isinstance(configured, str) or not configured:
             raise ConfigError(f"db is not a path or URL (from {path})", "write it as text in quotes", keys=("db",))
-        if path is None or configured == ":memory:" or "://" in configured:
+        if path is None or in_memory(configured) or "://" in configured:
             return configured
         return str(path.absolute().parent / Path(configured).expanduser())
     return str(_base_directory(environ, "XDG_DATA_HOME", ".local/share") / "holdfast" / "holdfast.db")
+
+
+def in_memory(target: str) -> bool:
+    """Say whether a ledger's name is one that SQLite has for a database that ends with the process.
+
+    Example:
+        >>> [in_memory(name) for name in (":memory:", "file::memory:?cache=shared", "file:x?mode=memory", "", "x.db")]
+        [True, True, True, True, False]
+    """
+    if not target.startswith("file:"):
+        return target in ("", ":memory:")
+    from urllib.parse import unquote  # which nobody else needs
+
+    name, _, query = unquote(target.removeprefix("file:")).partition("#")[0].partition("?")
+    return name in ("", ":memory:") or "mode=memory" in query.split("&")
+
+
+def state_directory(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Choose the directory of what is kept beside the ledger: `state_dir` in the file, else the user's own.
+
+    A relative path in the file is relative to the file. The directory need not exist.
+
+    Raises:
+        ConfigError: `state_dir` in the file is no text, or empty.
+    """
+    configured = _document(path).get("state_dir")
+    if configured is None:
+        return _base_directory(environ, "XDG_STATE_HOME", ".local/state") / "holdfast"
+    if not isinstance(configured, str) or not configured or path is None:
+        raise ConfigError(f"state_dir is not a path (from {path})", "write it as text in quotes", keys=("state_dir",))
+    return path.absolute().parent / Path(configured).expanduser()
+
+
+def prepare_folder(target: str, environ: Mapping[str, str]) -> None:
+    """Make the folder of the user's own ledger, if that is the target; any other folder has to be there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    own = {name: value for name, value in environ.items() if name != "HOLDFAST_DB"}
+    if target == ledger_target(None, None, own):
+        try:
+            Path(target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"the folder of {target} cannot be made: {error.strerror}"
+            raise ConfigError(message, "make it, or name another ledger") from error
 
 
 def _base_directory(environ: Mapping[str, str], variable: str, default: str) -> Path:
@@ -237,6 +282,46 @@ def _assemble(cls: type[Any], values: Mapping[str, object]) -> Any:
     return cls(**arguments)
 
 
+def _known(known: Mapping[str, object], key: str, shown: str, origin: str) -> None:
+    if key not in known:
+        raise ConfigError(
+            f"unknown setting {shown} ({origin})",
+            f"known are {', '.join(known)}",
+            code="config.unknown_key",
+            keys=(key,),
+        )
+
+
+def _row(hint: Any) -> Any:
+    """The settings class of a list of tables, or None for another type."""
+    inner = get_args(hint)[0] if get_origin(hint) is tuple else None
+    return inner if dataclasses.is_dataclass(inner) else None
+
+
+def _rows(cls: Any, shown: str, value: object, origin: str) -> tuple[Any, ...]:
+    """Read a list of tables; what is said of one names it by its number."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ConfigError(f"{shown} is not a list of tables ({origin})", f"write each as [[{shown}]]", keys=(shown,))
+    known = _leaves(cls)
+    found = []
+    for number, table in enumerate(value):
+        values: dict[str, object] = {}
+        for key, item in table.items():
+            name = f"{shown}[{number}].{key}"
+            _known(known, key, name, origin)
+            values[key] = _from_toml(known[key][1], item)
+            _check_value(name, *known[key], values[key], origin)
+        for key, (field, _) in known.items():
+            if key not in values and field.default is dataclasses.MISSING:
+                raise ConfigError(f"{shown}[{number}] has no {key} ({origin})", f"give it {key}", keys=(key,))
+        try:
+            found.append(cls(**values))
+        except ConfigError as error:
+            message = f"{shown}[{number}]: {error.message} ({origin})"
+            raise ConfigError(message, error.hint, code=error.code, keys=error.keys) from None
+    return tuple(found)
+
+
 def _choices(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -247,6 +332,9 @@ def _fits(hint: Any, value: object) -> bool:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(get_args(hint)[0], item) for item in value)
+    if get_origin(hint) is Mapping:
+        name, inner = get_args(hint)
+        return isinstance(value, Mapping) and all(_fits(name, k) and _fits(inner, v) for k, v in value.items())
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -274,7 +362,9 @@ def _wanted(hint: Any) -> str:
         if get_origin(choice) is Literal:
             return "one of " + ", ".join(get_args(choice))
         if get_origin(choice) is tuple:
-            return "a list of texts"
+            return "a list of texts" if _row(choice) is None else "a list of tables"
+        if get_origin(choice) is Mapping:
+            return "a table of whole numbers"
         return names.get(choice, str(choice))
 
     return " or ".join(one(choice) for choice in _choices(hint))

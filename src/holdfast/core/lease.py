@@ -10,8 +10,9 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
 
 __all__ = ["Lease", "LockState", "is_dead"]
 
@@ -19,8 +20,7 @@ LockState = Literal["held", "free", "unknown"]
 """What `flock` says of an owner's file; `unknown`: it is not on this machine, or locks are not to be had."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """What an owner knows of its own lease.
 
     Attributes:
@@ -51,7 +51,7 @@ class Lease:
 
     def renew(self, now: int) -> Lease:
         """Return the lease after a renewal that was sent at `now`."""
-        return replace(self, renewed_at=now)
+        return Lease(now, self.length)
 
 
 def is_dead(lock: LockState, lease_until: int, now: int) -> bool:

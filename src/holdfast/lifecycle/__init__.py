@@ -5,18 +5,25 @@
     request = decode(data, CallbackRequest)
     plan = route(request, Registry.builtin())
 
-What lies in the ledger is in `holdfast.lifecycle.ledger`. Names are loaded on first use, so that importing the package
-costs next to nothing.
+What lies in the ledger is in `holdfast.lifecycle.ledger`, the harnesses are in `holdfast.lifecycle.harness`, and
+`hooks`, `install`, `telemetry` and `continuation` are modules of their own. Names are loaded on first use, so that
+importing the package costs next to nothing.
 """
 
 from __future__ import annotations
-
-from importlib import import_module
 
 TYPE_CHECKING = False  # what `typing` says too; this package is imported where `typing` would cost too much
 if TYPE_CHECKING:
     from typing import Any
 
+    from holdfast.lifecycle.config import Client as Client
+    from holdfast.lifecycle.config import LifecycleConfig as LifecycleConfig
+    from holdfast.lifecycle.continuation import Continuations as Continuations
+    from holdfast.lifecycle.continuation import drop_continuation as drop_continuation
+    from holdfast.lifecycle.continuation import drop_thread as drop_thread
+    from holdfast.lifecycle.continuation import get_continuation as get_continuation
+    from holdfast.lifecycle.continuation import list_continuations as list_continuations
+    from holdfast.lifecycle.continuation import put_continuation as put_continuation
     from holdfast.lifecycle.dispatch import Command as Command
     from holdfast.lifecycle.documents import AcceptablePlacement as AcceptablePlacement
     from holdfast.lifecycle.documents import AdapterManifest as AdapterManifest
@@ -70,6 +77,9 @@ if TYPE_CHECKING:
     from holdfast.lifecycle.errors import AdapterVersionMismatch as AdapterVersionMismatch
     from holdfast.lifecycle.errors import ChainBreak as ChainBreak
     from holdfast.lifecycle.errors import ChainBroken as ChainBroken
+    from holdfast.lifecycle.errors import ContinuationConflict as ContinuationConflict
+    from holdfast.lifecycle.errors import ContinuationError as ContinuationError
+    from holdfast.lifecycle.errors import ContinuationRefused as ContinuationRefused
     from holdfast.lifecycle.errors import EmptyField as EmptyField
     from holdfast.lifecycle.errors import EmptySentinel as EmptySentinel
     from holdfast.lifecycle.errors import EventInFlight as EventInFlight
@@ -119,6 +129,8 @@ if TYPE_CHECKING:
     from holdfast.lifecycle.failures import default_retry as default_retry
     from holdfast.lifecycle.failures import failure_of as failure_of
     from holdfast.lifecycle.failures import project as project
+    from holdfast.lifecycle.hooks import derive as derive
+    from holdfast.lifecycle.hooks import run_hook as run_hook
     from holdfast.lifecycle.labels import LABELS as LABELS
     from holdfast.lifecycle.machine import Annotations as Annotations
     from holdfast.lifecycle.machine import DerivedStatus as DerivedStatus
@@ -136,11 +148,17 @@ if TYPE_CHECKING:
     from holdfast.lifecycle.router import Callback as Callback
     from holdfast.lifecycle.router import Dispatched as Dispatched
     from holdfast.lifecycle.router import Router as Router
+    from holdfast.lifecycle.telemetry import snapshot as snapshot
     from holdfast.lifecycle.wire import decode as decode
     from holdfast.lifecycle.wire import encode as encode
     from holdfast.lifecycle.wire import validate as validate
 
 _HOMES = {
+    "config": ("Client", "LifecycleConfig"),
+    "continuation": (
+        "Continuations", "drop_continuation", "drop_thread", "get_continuation", "list_continuations",
+        "put_continuation",
+    ),
     "dispatch": ("Command",),
     "documents": (
         "AcceptablePlacement", "AdapterManifest", "CallbackRequest", "CallbackResponse",
@@ -156,19 +174,20 @@ _HOMES = {
         "PlacementOutcome", "ReceiptStatus", "ReplayMode", "RequirementLevel", "RetryClass", "SupportState",
     ),
     "errors": (
-        "AdapterIdNotFound", "AdapterVersionMismatch", "ChainBreak", "ChainBroken", "EmptyField",
-        "EmptySentinel", "EventInFlight", "HookError", "HookProtocol", "InvalidEventEnvelope",
-        "InvalidFrameContext", "InvalidManifest", "InvalidObservation", "InvalidPayload", "InvalidPayloadRef",
-        "InvalidReceipt", "InvalidRequest", "InvalidResponse", "LifecycleError", "NonZeroExit",
-        "OutputTooLarge", "ReceiptConflict", "ReceiptEmittedNotEmittable", "ReceiptEmittedRejected",
-        "ReceiptError", "ReceiptInvalid", "RouteError", "SchemaVersionMismatch", "SettingsChanged",
-        "SettingsUnreadable", "SubprocessError", "SubprocessInvalidResponse", "SubprocessParseResponse",
-        "SubprocessReadResponse", "SubprocessSerializeRequest", "SubprocessSpawn", "SubprocessTimeout",
-        "SubprocessWriteRequest", "TelemetryError", "TelemetryInternal", "TelemetryUnavailable",
-        "TransportError", "TransportInternal", "TransportIo", "TransportTimeout", "UndecodableDocument",
-        "UndecodableHook", "UnknownEnumName", "UnknownEventName", "ValidationError",
+        "AdapterIdNotFound", "AdapterVersionMismatch", "ChainBreak", "ChainBroken", "ContinuationConflict",
+        "ContinuationError", "ContinuationRefused", "EmptyField", "EmptySentinel", "EventInFlight", "HookError",
+        "HookProtocol", "InvalidEventEnvelope", "InvalidFrameContext", "InvalidManifest", "InvalidObservation",
+        "InvalidPayload", "InvalidPayloadRef", "InvalidReceipt", "InvalidRequest", "InvalidResponse",
+        "LifecycleError", "NonZeroExit", "OutputTooLarge", "ReceiptConflict", "ReceiptEmittedNotEmittable",
+        "ReceiptEmittedRejected", "ReceiptError", "ReceiptInvalid", "RouteError", "SchemaVersionMismatch",
+        "SettingsChanged", "SettingsUnreadable", "SubprocessError", "SubprocessInvalidResponse",
+        "SubprocessParseResponse", "SubprocessReadResponse", "SubprocessSerializeRequest", "SubprocessSpawn",
+        "SubprocessTimeout", "SubprocessWriteRequest", "TelemetryError", "TelemetryInternal",
+        "TelemetryUnavailable", "TransportError", "TransportInternal", "TransportIo", "TransportTimeout",
+        "UndecodableDocument", "UndecodableHook", "UnknownEnumName", "UnknownEventName", "ValidationError",
     ),
     "failures": ("default_retry", "failure_of", "project"),
+    "hooks": ("derive", "run_hook"),
     "labels": ("LABELS",),
     "machine": (
         "Annotations", "DerivedStatus", "FieldDiff", "PayloadPolicy", "annotate", "compare", "derive_status",
@@ -176,6 +195,7 @@ _HOMES = {
     ),
     "manifest": ("Registry",),
     "router": ("Callback", "Dispatched", "Router"),
+    "telemetry": ("snapshot",),
     "wire": ("decode", "encode", "validate"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -187,6 +207,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'holdfast.lifecycle' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"holdfast.lifecycle.{home}"), name)
     globals()[name] = value
     return value

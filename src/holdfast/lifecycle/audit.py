@@ -14,8 +14,8 @@ Invariants:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 import msgspec
@@ -60,8 +60,7 @@ class Heads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True):
     """Nothing is broken."""
 
     chains_count: int
@@ -309,8 +308,7 @@ def _sound_break(row: Row, previous: bytes) -> ChainBreak | None:
         receipt = wire.decode(row.body, LifecycleReceipt)
     except ValidationError:
         return "body_invalid"
-    said = {column: getattr(receipt, name) for column, name in _COLUMNS.items()}
-    if any(getattr(row, column) != value for column, value in said.items()) or row.chain_id != _chain_of(receipt):
+    if _SAID_BESIDE(row) != _SAID_WITHIN(receipt) or row.chain_id != _chain_of(receipt):
         return _COLUMN
     if (row.full_digest, row.semantic_digest) != (full_digest(receipt), semantic_digest(receipt)):
         return _COLUMN
@@ -333,6 +331,8 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "label": "schema_version",
     "at_epoch_s": "at_epoch_s",
 }
+_SAID_BESIDE = operator.attrgetter(*_COLUMNS)
+_SAID_WITHIN = operator.attrgetter(*_COLUMNS.values())
 
 
 def _chain_of(receipt: LifecycleReceipt) -> str:

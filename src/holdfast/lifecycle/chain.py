@@ -110,7 +110,9 @@ def full_digest(receipt: LifecycleReceipt) -> bytes:
 def semantic_digest(receipt: LifecycleReceipt) -> bytes:
     """Return the 32 bytes that two receipts share when all but the fields of one try are equal."""
     fields: dict[str, Any] = msgspec.to_builtins(receipt)
-    return blake3(canonical({name: fields[name] for name in fields if name not in _OF_ONE_TRY})).digest()
+    for name in _OF_ONE_TRY:
+        fields.pop(name, None)
+    return blake3(canonical(fields)).digest()
 
 
 def request_digest(request: CallbackRequest, payloads: Sequence[PayloadEnvelope]) -> bytes:

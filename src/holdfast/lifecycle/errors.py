@@ -20,11 +20,13 @@
         │       HookProtocol, TelemetryInternal, TelemetryUnavailable
         ├── HookError          a harness's hook or its settings
         │       SettingsChanged, SettingsUnreadable, UndecodableHook
+        ├── ContinuationError  a continuation that is not kept
+        │       ContinuationConflict, ContinuationRefused
         ├── ChainBroken
         └── EventInFlight
 
-A leaf's code is `lifecycle.` and its name in snake case, without the branch it begins with: `TransportTimeout` and
-`SubprocessTimeout` are both `lifecycle.timeout`. `TelemetryUnavailable` keeps its own.
+A leaf's code is `lifecycle.` and its name in snake case, without the branch it begins with where that leaves a code
+that no other leaf has: `TransportTimeout` is `lifecycle.timeout`, and `SubprocessTimeout` keeps its whole name.
 
 Invariants:
     - A message names fields, events, adapters and ids, and of a key its first eight characters; never a payload.
@@ -39,17 +41,18 @@ from typing import ClassVar, Literal, TypeAlias
 from holdfast.core.errors import CodedError
 
 __all__ = [
-    "AdapterIdNotFound", "AdapterVersionMismatch", "ChainBreak", "ChainBroken", "EmptyField", "EmptySentinel",
-    "EventInFlight", "HookError", "HookProtocol", "InvalidEventEnvelope", "InvalidFrameContext",
-    "InvalidManifest", "InvalidObservation", "InvalidPayload", "InvalidPayloadRef", "InvalidReceipt",
-    "InvalidRequest", "InvalidResponse", "LifecycleError", "NonZeroExit", "OutputTooLarge", "ReceiptConflict",
-    "ReceiptEmittedNotEmittable", "ReceiptEmittedRejected", "ReceiptError", "ReceiptInvalid", "RouteError",
-    "SchemaVersionMismatch", "SettingsChanged", "SettingsUnreadable", "SubprocessError",
-    "SubprocessInvalidResponse", "SubprocessParseResponse", "SubprocessReadResponse",
-    "SubprocessSerializeRequest", "SubprocessSpawn", "SubprocessTimeout", "SubprocessWriteRequest",
-    "TelemetryError", "TelemetryInternal", "TelemetryUnavailable", "TransportError", "TransportInternal",
-    "TransportIo", "TransportTimeout", "UndecodableDocument", "UndecodableHook", "UnknownEnumName",
-    "UnknownEventName", "ValidationError", "quoted", "transport_error",
+    "AdapterIdNotFound", "AdapterVersionMismatch", "ChainBreak", "ChainBroken", "ContinuationConflict",
+    "ContinuationError", "ContinuationRefused", "EmptyField", "EmptySentinel", "EventInFlight", "HookError",
+    "HookProtocol", "InvalidEventEnvelope", "InvalidFrameContext", "InvalidManifest", "InvalidObservation",
+    "InvalidPayload", "InvalidPayloadRef", "InvalidReceipt", "InvalidRequest", "InvalidResponse",
+    "LifecycleError", "NonZeroExit", "OutputTooLarge", "ReceiptConflict", "ReceiptEmittedNotEmittable",
+    "ReceiptEmittedRejected", "ReceiptError", "ReceiptInvalid", "RouteError", "SchemaVersionMismatch",
+    "SettingsChanged", "SettingsUnreadable", "SubprocessError", "SubprocessInvalidResponse",
+    "SubprocessParseResponse", "SubprocessReadResponse", "SubprocessSerializeRequest", "SubprocessSpawn",
+    "SubprocessTimeout", "SubprocessWriteRequest", "TelemetryError", "TelemetryInternal",
+    "TelemetryUnavailable", "TransportError", "TransportInternal", "TransportIo", "TransportTimeout",
+    "UndecodableDocument", "UndecodableHook", "UnknownEnumName", "UnknownEventName", "ValidationError",
+    "quoted", "transport_error",
 ]  # fmt: skip
 
 QUOTED_MAX = 100
@@ -283,9 +286,7 @@ class AdapterVersionMismatch(RouteError):
         super().__init__(
             f"adapter `{quoted(adapter_id)}` is registered as version {registered}, not {quoted(requested)}"
         )
-        self.adapter_id = adapter_id
-        self.requested = requested
-        self.registered = registered
+        self.adapter_id, self.requested, self.registered = adapter_id, requested, registered
 
 
 # --- calling clients ----------------------------------------------------------------------------------
@@ -393,13 +394,13 @@ class SubprocessParseResponse(SubprocessError):
 class SubprocessInvalidResponse(SubprocessError):
     """The program's output is no valid response."""
 
-    code = "lifecycle.invalid_response"
+    code = "lifecycle.subprocess_invalid_response"
 
 
 class SubprocessTimeout(SubprocessError):
     """The program did not end in time, and was killed."""
 
-    code = "lifecycle.timeout"
+    code = "lifecycle.subprocess_timeout"
 
 
 class NonZeroExit(SubprocessError):
@@ -515,7 +516,7 @@ class HookProtocol(TelemetryError):
 class TelemetryInternal(TelemetryError):
     """Reading failed in a way that it should not."""
 
-    code = "lifecycle.internal"
+    code = "lifecycle.telemetry_internal"
 
 
 class HookError(_Detailed):
@@ -540,6 +541,31 @@ class SettingsChanged(HookError):
     """A harness's settings file kept changing while it was being changed."""
 
     code = "lifecycle.settings_changed"
+
+
+class ContinuationError(LifecycleError):
+    """A continuation was not kept."""
+
+    code = "lifecycle.continuation"
+
+
+class ContinuationRefused(_Detailed, ContinuationError):
+    """Its name cannot be one, it is too large, or would be kept for too long."""
+
+    code = "lifecycle.continuation_refused"
+
+
+class ContinuationConflict(ContinuationError):
+    """It is `thread`'s `name` in version `found`, not `expected` as was to be replaced; 0: there is none."""
+
+    code = "lifecycle.continuation_conflict"
+
+    def __init__(self, thread: str, name: str, expected: int, found: int) -> None:
+        there = f"is there in version {found}" if found else "is not there"
+        wanted = f"version {expected}" if expected else "none"
+        shown = f"continuation {quoted(name)} of {quoted(thread)}"
+        super().__init__(f"{shown} {there}; {wanted} was expected", "read it again, and decide anew")
+        self.thread, self.name, self.expected, self.found = thread, name, expected, found
 
 
 class EventInFlight(LifecycleError):
@@ -571,7 +597,4 @@ class ChainBroken(LifecycleError):
     def __init__(self, chain: str, index: int, receipt_id: str, why: ChainBreak) -> None:
         named = f" (receipt {quoted(receipt_id)})" if receipt_id else ""
         super().__init__(f"chain {quoted(chain)} is broken at {index}{named}: {why}")
-        self.chain = chain
-        self.index = index
-        self.receipt_id = receipt_id
-        self.why = why
+        self.chain, self.index, self.receipt_id, self.why = chain, index, receipt_id, why

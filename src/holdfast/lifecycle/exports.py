@@ -12,7 +12,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -51,8 +50,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayCounts:
+class ReplayCounts(msgspec.Struct, frozen=True):
     """What became of a file's receipts.
 
     Attributes:

@@ -7,8 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from blake3 import blake3
 
 from holdfast.lifecycle.chain import canonical
@@ -21,8 +20,7 @@ from holdfast.store.database import Tx
 __all__ = ["Gap", "gaps", "raise_gaps"]
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(msgspec.Struct, frozen=True):
     """Numbers that are missing in a run, the first and the last one included."""
 
     run_id: str

@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -71,8 +70,7 @@ class Intent(NamedTuple):
     settled_at: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """Who calls the client, and how long nobody else may.
 
     Attributes:
@@ -84,8 +82,7 @@ class Lease:
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class Proceed:
+class Proceed(msgspec.Struct, frozen=True):
     """Call the client, and settle under this fence.
 
     Attributes:
@@ -99,8 +96,7 @@ class Proceed:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """Do not call the client: the event has its receipt, and this is it."""
 
     stored: Stored
@@ -111,15 +107,13 @@ class Replay:
         return self.stored.receipt
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(msgspec.Struct, frozen=True):
     """Somebody else is calling the client; their lease ends then, in microseconds."""
 
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """Somebody else has ended the intent, or claimed it.
 
     Attributes:
@@ -479,8 +473,7 @@ async def recover(
     return [each.receipt for each in found if isinstance(each, Stored)]
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A client that is being called, or was when its caller died.
 
     Attributes:

@@ -17,7 +17,8 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from holdfast.core import points
 from holdfast.lifecycle.audit import Verified, verify
@@ -110,18 +111,14 @@ async def list_receipts(  # noqa: PLR0913 - one filter each
         before: Only those before this row, to read on.
         limit: How many at most.
     """
-    rows = await tx.all(
-        "receipts.list",
-        run_id=run_id,
-        session_id=session_id,
-        client_id=client_id,
-        event=event,
-        status=status,
-        since=since,
-        before=before,
-        most=limit,
-    )
-    return _stored(rows)
+    narrowed: dict[str, object] = {
+        "client_id": client_id, "event": event, "status": status, "since": since, "before": before, "most": limit,
+    }  # fmt: skip
+    if run_id is not None:
+        return _stored(await tx.all("receipts.of_run", run_id=run_id, session_id=session_id, **narrowed))
+    if session_id is not None:
+        return _stored(await tx.all("receipts.of_session", session_id=session_id, **narrowed))
+    return _stored(await tx.all("receipts.list", **narrowed))
 
 
 def _stored(rows: Sequence[Row]) -> list[Stored]:
@@ -144,8 +141,7 @@ async def next_sequence(tx: Tx, run_id: str, *, now: int) -> int:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What was dropped."""
 
     chains_count: int

@@ -11,10 +11,9 @@ Invariants:
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -46,8 +45,7 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
 """Other names that harnesses go by. They are matched as exact text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(msgspec.Struct, frozen=True):
     """One line of a registry.
 
     Attributes:
@@ -135,14 +133,28 @@ class _File(msgspec.Struct, frozen=True):
     manifest: msgspec.Raw
 
 
-@cache
-def _builtin() -> Registry:
-    folder = importlib.resources.files("holdfast.lifecycle").joinpath("manifests")
-    files = {name: msgspec.json.decode(folder.joinpath(f"{name}.json").read_bytes(), type=_File) for name in ADAPTERS}
-    return Registry(
-        (wire.decode(bytes(file.manifest), AdapterManifest) for file in files.values()),
-        conformance={name: file.conformance for name, file in files.items()},
-    )
+class _Head(msgspec.Struct, frozen=True):
+    """What a registry shows of a manifest."""
+
+    adapter_id: str
+    adapter_version: str
+    display_name: str
+
+
+class _Builtin(Registry):
+    """The data files as they are: they are ours, valid, and read by processes that a harness waits for."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        folder = Path(__file__).parent / "manifests"
+        for name in ADAPTERS:
+            file = msgspec.json.decode(folder.joinpath(f"{name}.json").read_bytes(), type=_File)
+            head = msgspec.json.decode(file.manifest, type=_Head)
+            self._lines[name] = Registered(name, head.adapter_version, file.conformance, head.display_name)
+            self._documents[name] = bytes(file.manifest)
+
+
+_builtin = cache(_Builtin)
 
 
 # --- claims -------------------------------------------------------------------------------------------

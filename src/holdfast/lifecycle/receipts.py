@@ -22,8 +22,9 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from holdfast.lifecycle.documents import (
     CallbackResponse,
@@ -46,8 +47,7 @@ __all__ = ["DerivedStatus", "derive_status", "failed", "misplaced", "said", "syn
 # --- status -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class DerivedStatus:
+class DerivedStatus(msgspec.Struct, frozen=True):
     """How an event ended for a client, in the words of a receipt."""
 
     status: ReceiptStatus

@@ -25,18 +25,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.clock import micros
-from holdfast.core.errors import Busy, ConfigError, Unavailable
+from holdfast.core.errors import Busy, ConfigError, StoreError, Unavailable
 from holdfast.core.loops import spawn
 from holdfast.lifecycle import labels, ledger, wire
-from holdfast.lifecycle.annotations import Annotations, annotate
+from holdfast.lifecycle.annotations import Annotations
 from holdfast.lifecycle.dispatch import Callback, Command, ask, failed_response
 from holdfast.lifecycle.documents import (
     CallbackRequest,
     CallbackResponse,
     CapabilityRequirement,
-    Chosen,
     DispatchEnvelope,
     LifecycleReceipt,
     NegotiatedPlan,
@@ -44,7 +43,8 @@ from holdfast.lifecycle.documents import (
     ReceiptContext,
 )
 from holdfast.lifecycle.enums import Ambiguous, ReplayMode
-from holdfast.lifecycle.errors import EventInFlight, ReceiptEmittedNotEmittable
+from holdfast.lifecycle.errors import EventInFlight, LifecycleError, ReceiptEmittedNotEmittable
+from holdfast.lifecycle.flight import Event, Note, Unasked
 from holdfast.lifecycle.ledger import (
     Claim,
     Claimed,
@@ -58,10 +58,10 @@ from holdfast.lifecycle.ledger import (
     Proceed,
     Replay,
     Replayed,
-    Settle,
     Settled,
     Stored,
 )
+from holdfast.lifecycle.metrics import METRICS
 from holdfast.lifecycle.negotiation import DEFAULT_POLICY, PayloadPolicy, negotiate, request_of, route
 from holdfast.lifecycle.rules import NOTIFICATION
 from holdfast.lifecycle.sequencer import Sequencer
@@ -70,7 +70,6 @@ from holdfast.store.owners import Alive, Dead, Lock, probe
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
     from holdfast.lifecycle.manifest import Registry
-    from holdfast.lifecycle.sheet import Sheet
     from holdfast.store.database import Database, Row
 
 __all__ = ["Callback", "Dispatched", "Listener", "Router"]
@@ -120,74 +119,6 @@ class Dispatched(msgspec.Struct, frozen=True):
     response: CallbackResponse | None
     annotations: Annotations | None
     error: Exception | None = None
-
-
-class _Unasked:
-    """Claim an event that no client is called about, and settle it at once."""
-
-    __slots__ = ("_claim", "_draft", "chain", "identity", "intent")
-
-    place = None
-
-    def __init__(self, claim: Claim, draft: Draft) -> None:
-        self._claim = claim
-        self._draft = draft
-        self.chain = claim.chain
-        self.identity = claim.identity
-        self.intent: str | None = claim.intent
-
-    def decide(self, sheet: Sheet) -> Claimed | Settled:
-        found = self._claim.decide(sheet)
-        if isinstance(found, Proceed):
-            return Settle(found.intent, found.fence, self._draft).decide(sheet)
-        return found
-
-
-class _Event:
-    """One event on its way: what `dispatch` was given, and what was settled about it."""
-
-    __slots__ = ("client", "context", "due", "mode", "negotiated", "note", "origin", "payloads")
-
-    def __init__(  # noqa: PLR0913 - what an event is, made in one place
-        self,
-        negotiated: NegotiatedPlan,
-        client: Callback | Command | None,
-        context: ReceiptContext,
-        payloads: tuple[PayloadEnvelope, ...],
-        mode: ReplayMode,
-        due: float,
-        origin: Origin,
-        note: Callable[[Annotations], Annotations] | None,
-    ) -> None:
-        self.negotiated = negotiated
-        self.client = client
-        self.context = context
-        self.payloads = payloads
-        self.mode = mode
-        self.due = due
-        self.origin = origin
-        self.note = note
-
-    @property
-    def label(self) -> str:
-        return self.negotiated.plan.schema_version
-
-    @property
-    def is_asked(self) -> bool:
-        return self.client is not None and not self.negotiated.blocks_dispatch
-
-    def placed(self) -> tuple[PayloadEnvelope, ...]:
-        """What goes to the client: what has no place goes nowhere."""
-        decided = {each.payload_id for each in self.negotiated.placement_decisions if isinstance(each, Chosen)}
-        return tuple(payload for payload in self.payloads if payload.payload_id in decided)
-
-    def draft(self, response: CallbackResponse | None, policy: PayloadPolicy, *, dispatched: bool) -> Draft:
-        notes = annotate(self.negotiated, response, self.context, dispatched=dispatched, policy=policy)
-        if self.note is not None:
-            notes = self.note(notes)
-        return Draft(
-            self.negotiated, response, self.context, dispatched=dispatched, annotations=notes, origin=self.origin
-        )
 
 
 class Router:
@@ -245,6 +176,7 @@ class Router:
             return
         async with self._starting:
             if not self._owner:
+                trace.configure()
                 owner = await self._database.owner.ensure()
                 if self._ambiguous == "close":
                     await self.recover()
@@ -291,7 +223,7 @@ class Router:
         deadline: timedelta = timedelta(seconds=30),
         mode: ReplayMode | None = None,
         origin: Origin = "emit",
-        note: Callable[[Annotations], Annotations] | None = None,
+        note: Note | None = None,
     ) -> Dispatched:
         """Call a client about an event, and record what became of it; or return what was recorded before.
 
@@ -307,7 +239,7 @@ class Router:
             deadline: How long the client has; and how long somebody else's call about this event is waited for.
             mode: Whether a duplicate must have the same receipt id and second; None: as the router was told.
             origin: What the ledger says the receipt comes from.
-            note: Adds to the annotations before they are stored.
+            note: Is given the annotations and the answer before they are stored, and returns the annotations.
 
         Raises:
             RouteError: The request has no adapter.
@@ -321,8 +253,20 @@ class Router:
         negotiated = self._negotiated(request, payloads, requirements)
         wire.validate(context)
         await self.start()
-        event = _Event(negotiated, client, context, tuple(payloads), mode or self._mode, due, origin, note)
-        return await (self._asked(event) if event.is_asked else self._unasked(event))
+        event = Event(negotiated, client, context, tuple(payloads), mode or self._mode, due, origin, note)
+        with trace.span(
+            "holdfast.lifecycle.dispatch",
+            event=request.event, adapter_id=negotiated.plan.adapter.adapter_id, client_id=context.client_id,
+        ) as span:  # fmt: skip
+            try:
+                found = await (self._asked(event) if event.is_asked else self._unasked(event))
+            except (LifecycleError, StoreError) as error:
+                METRICS.events.add(1, error.code.partition(".")[2])
+                raise
+            outcome = "inserted" if isinstance(found.outcome, Inserted) else "replayed"
+            METRICS.events.add(1, outcome)
+            span.set(outcome=outcome, status=found.receipt.status, receipt_id=found.receipt.receipt_id)
+        return found
 
     async def emit(
         self,
@@ -357,7 +301,7 @@ class Router:
         if isinstance(found, Conflict):
             raise found.error()
         if isinstance(found, Inserted):
-            self._tell(found.receipt)
+            self.tell(found.receipt)
         return found.receipt
 
     async def recover(self) -> list[LifecycleReceipt]:
@@ -371,7 +315,7 @@ class Router:
         while True:
             some = await self._sequencer.recover(limit=RECOVERED_MAX)
             for receipt in some:
-                self._tell(receipt)
+                self.tell(receipt)
             found += some
             if len(some) < RECOVERED_MAX:
                 return found
@@ -395,7 +339,7 @@ class Router:
 
     # --- claiming ---
 
-    def _claim(self, event: _Event) -> Claim:
+    def _claim(self, event: Event) -> Claim:
         held = max(event.due - self._clock.monotonic(), 0.0)
         until = self._clock.now() + int(held * 1e6) + micros(LEASE_SLACK)
         return Claim(
@@ -407,11 +351,11 @@ class Router:
             ambiguous=self._ambiguous,
         )
 
-    async def _unasked(self, event: _Event) -> Dispatched:
+    async def _unasked(self, event: Event) -> Dispatched:
         draft = event.draft(None, self._policy, dispatched=False)
         waited = 0
         while True:
-            found: Claimed | Settled = await self._sequencer.record(_Unasked(self._claim(event), draft))
+            found: Claimed | Settled = await self._sequencer.record(Unasked(self._claim(event), draft))
             if isinstance(found, Inserted):
                 return self._inserted(found, None)
             if not isinstance(found, InFlight):
@@ -420,7 +364,7 @@ class Router:
             await self._wait(event, found.until, waited)
             waited += 1
 
-    async def _asked(self, event: _Event) -> Dispatched:
+    async def _asked(self, event: Event) -> Dispatched:
         waited = 0
         while True:
             found = await self._sequencer.claim(self._claim(event))
@@ -439,14 +383,15 @@ class Router:
         if stored.row is None and stored.origin == "recovery" and not any(stored is each for each in self._closed):
             # This very claim has closed it, or one that shared its transaction.
             self._closed.append(stored)
-            self._tell(stored.receipt)
+            METRICS.recovered.add(1)
+            self.tell(stored.receipt)
         return Dispatched(stored.receipt, Replayed(stored), stored.response, stored.annotations)
 
     def _inserted(self, found: Inserted, error: Exception | None) -> Dispatched:
-        self._tell(found.receipt)
+        self.tell(found.receipt)
         return Dispatched(found.receipt, found, found.stored.response, found.stored.annotations, error)
 
-    async def _wait(self, event: _Event, until: int, waited: int) -> None:
+    async def _wait(self, event: Event, until: int, waited: int) -> None:
         """Wait for somebody else's call to end, a little while.
 
         Raises:
@@ -462,26 +407,14 @@ class Router:
 
     # --- calling ---
 
-    async def _call(self, event: _Event, claimed: Proceed) -> Dispatched:
+    async def _call(self, event: Event, claimed: Proceed) -> Dispatched:
         assert event.client is not None
         if points.armed:
             points.reach("lifecycle.claimed")
-        error: Exception | None = None
-        response: CallbackResponse | None = None
         try:
             if points.armed:
                 points.reach("lifecycle.dispatching")
-            response = await ask(
-                event.client,
-                request_of(event.negotiated.plan),
-                event.placed(),
-                client_id=event.context.client_id,
-                clock=self._clock,
-                seconds=event.due - self._clock.monotonic(),
-            )
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the event gets a receipt
-            error = failure
-            response = failed_response(event.label, failure)
+            response, error = await self._answer(event, event.client)
         except asyncio.CancelledError:
             await self._release(claimed)
             raise
@@ -491,11 +424,38 @@ class Router:
         found = await self._settle(claimed, draft)
         if isinstance(found, Inserted):
             return self._inserted(found, error)
+        METRICS.lost.add(1)
         if found.stored is not None:
             return self._replayed(found)
         return await self._asked_by_another(event, found)
 
-    async def _asked_by_another(self, event: _Event, lost: Lost) -> Dispatched:
+    async def _answer(
+        self, event: Event, client: Callback | Command
+    ) -> tuple[CallbackResponse | None, Exception | None]:
+        """Call the client; return what it answered, or the failure and why."""
+        began = self._clock.monotonic()
+        response: CallbackResponse | None
+        error: Exception | None = None
+        with trace.span("holdfast.lifecycle.client", client_id=event.context.client_id) as span:
+            try:
+                response = await ask(
+                    client,
+                    request_of(event.negotiated.plan),
+                    event.placed(),
+                    client_id=event.context.client_id,
+                    clock=self._clock,
+                    seconds=event.due - began,
+                )
+            except Exception as failure:  # noqa: BLE001 - whatever it is, the event gets a receipt
+                error = failure
+                response = failed_response(event.label, failure)
+            result = "observed" if response is None else response.failure_class or response.status
+            span.set(result=result)
+        METRICS.client_calls.add(1, result)
+        METRICS.client_seconds.observe(self._clock.monotonic() - began)
+        return response, error
+
+    async def _asked_by_another(self, event: Event, lost: Lost) -> Dispatched:
         """Wait for who took over the claim; the client is not called a second time from here."""
         identity = Draft(event.negotiated, None, event.context).identity
         waited = 0
@@ -570,11 +530,13 @@ class Router:
 
     # --- telling ---
 
-    def _tell(self, receipt: LifecycleReceipt) -> None:
+    def tell(self, receipt: LifecycleReceipt) -> None:
+        """Have who subscribes hear of a receipt that is recorded; those of this router are told of by themselves."""
         for listener in tuple(self._listeners):
             try:
                 listener(receipt)
             except Exception as error:  # noqa: BLE001 - the receipt is recorded, whatever a listener makes of it
+                METRICS.listener_failures.add(1)
                 log.warning("a listener failed: %s", type(error).__qualname__)
 
 

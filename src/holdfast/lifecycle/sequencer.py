@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.errors import Closed, StoreError
 from holdfast.core.errors import Conflict as Collision
 from holdfast.core.loops import spawn
@@ -29,6 +29,7 @@ from holdfast.lifecycle.documents import LifecycleReceipt, ReceiptKey
 from holdfast.lifecycle.enums import ReplayMode
 from holdfast.lifecycle.errors import LifecycleError
 from holdfast.lifecycle.intents import Claim, Claimed, Settle, Settled
+from holdfast.lifecycle.metrics import METRICS, recorded
 from holdfast.lifecycle.recording import Draft, Emit, Entry, Put, Recorded
 from holdfast.lifecycle.sheet import Origin
 
@@ -126,11 +127,14 @@ class Sequencer:
         """
         if self._stopped:
             raise Closed("the sequencer was stopped", "make a new one")
+        began = self._database.clock.monotonic()
         waiter = _Waiter(entry, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         if self._task is None:
             self._task = spawn(self._run(), "holdfast-receipts")
-        return await waiter.future
+        found = await waiter.future
+        METRICS.record_seconds.observe(self._database.clock.monotonic() - began)
+        return found
 
     async def recover(self, *, limit: int = 100, intent: str | None = None) -> list[LifecycleReceipt]:
         """Close intents whose lease is over; see `ledger.recover`. A collision restarts it once."""
@@ -149,6 +153,7 @@ class Sequencer:
         async with self._database.write() as tx:
             now = self._database.clock.now()
             closed = await ledger.recover(tx, now=now, limit=limit, intent=intent, chain_key=self._chain_key)
+        METRICS.recovered.add(len(closed))
         self._tell(closed)
         return closed
 
@@ -208,20 +213,23 @@ class Sequencer:
     async def _record(self, entries: Sequence[Entry]) -> list[Any | LifecycleError]:
         settles = any(isinstance(entry, Settle) for entry in entries)
         new: list[LifecycleReceipt] = []
-        async with self._database.write() as tx:
-            now = self._database.clock.now()
-            found = await ledger.record(tx, entries, now=now, chain_key=self._chain_key, told=new)
-            if points.armed:
-                if settles:
-                    points.reach("lifecycle.settling")
-                if any(isinstance(entry, Put) for entry in entries):
-                    points.reach("receipts.put")
+        METRICS.batch_items.observe(len(entries))
+        with trace.span("holdfast.lifecycle.commit", items=len(entries)):
+            async with self._database.write() as tx:
+                now = self._database.clock.now()
+                found = await ledger.record(tx, entries, now=now, chain_key=self._chain_key, told=new)
+                if points.armed:
+                    if settles:
+                        points.reach("lifecycle.settling")
+                    if any(isinstance(entry, Put) for entry in entries):
+                        points.reach("receipts.put")
         if settles and points.armed:
             points.reach("lifecycle.settled")
         self._tell(new)
         return found
 
     def _tell(self, new: Sequence[LifecycleReceipt]) -> None:
+        recorded(new)
         if self._told is not None:
             for receipt in new:
                 self._told(receipt)

@@ -55,7 +55,7 @@ from holdfast.lifecycle.errors import (
 )
 from holdfast.lifecycle.labels import LABELS, NEWEST
 
-__all__ = ["blame", "read"]
+__all__ = ["Hint", "blame", "read", "unfold"]
 
 D = TypeVar("D", bound=msgspec.Struct)
 
@@ -275,7 +275,7 @@ def _map(words: frozenset[str], item: Reader) -> Reader:
 
 
 def _open(known: type[msgspec.Struct] | None, bytes_max: int | None) -> Reader:
-    fields = () if known is None else _fields(known)
+    shape = _NOTHING if known is None else _shape(known)
 
     def reader(walk: _Walk, value: Any, path: str, key: str) -> Any:
         if type(value) is not dict:
@@ -285,7 +285,7 @@ def _open(known: type[msgspec.Struct] | None, bytes_max: int | None) -> Reader:
             count = len(msgspec.json.encode(value))
             if count > bytes_max:
                 walk.beyond(path + key, f"at most {bytes_max} bytes, found {count}")
-        _members(walk, fields, value, path + key)
+        _members(walk, shape, value, path + key)
         return value
 
     return reader
@@ -294,68 +294,72 @@ def _open(known: type[msgspec.Struct] | None, bytes_max: int | None) -> Reader:
 # --- objects ------------------------------------------------------------------------------------------
 
 
-class _Field(msgspec.Struct, frozen=True):
-    """One field of a Struct.
+_Field: TypeAlias = tuple[str, str, bool, bool, tuple[str, ...], Reader]
+"""A field of a Struct: its name, its name as the end of a path, whether it must be present, whether null is a value of
+it (in a field that may be absent, null reads as absent), the labels it exists in, and what reads it."""
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """What an object of a Struct may hold.
 
     Attributes:
-        name: Its name.
-        key: Its name as the end of a path.
-        required: Whether it must be present.
-        nullable: Whether null is a value of it; in a field that may be absent, null reads as absent.
-        labels: The labels it exists in.
-        reader: Reads it.
+        fields: Its fields in their order.
+        names: Their names.
+        required: The names of those that must be present.
+        limited: Name, end of path and labels of those that not every label knows.
     """
 
-    name: str
-    key: str
-    required: bool
-    nullable: bool
-    labels: tuple[str, ...]
-    reader: Reader
+    fields: tuple[_Field, ...]
+    names: frozenset[str]
+    required: frozenset[str]
+    limited: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
 @cache
-def _fields(kind: type[msgspec.Struct]) -> tuple[_Field, ...]:
+def _shape(kind: type[msgspec.Struct]) -> _Shape:
     hints = get_type_hints(kind, include_extras=True)
-    found = []
+    fields: list[_Field] = []
     for field in msgspec.structs.fields(kind):
-        hint = _unfold(hints[field.name])
+        hint = unfold(hints[field.name])
         limited = hint.noted(Labels)
-        found.append(
-            _Field(
-                name=field.name,
-                key=f".{field.name}",
-                required=field.required,
-                nullable=hint.nullable,
-                labels=LABELS if limited is None else limited.names,
-                reader=_reader(hint),
-            )
-        )
-    return tuple(found)
+        labels = LABELS if limited is None else limited.names
+        fields.append((field.name, f".{field.name}", field.required, hint.nullable, labels, _reader(hint)))
+    return _Shape(
+        fields=tuple(fields),
+        names=frozenset(field[0] for field in fields),
+        required=frozenset(field[0] for field in fields if field[2]),
+        limited=tuple((name, key, labels) for name, key, _, _, labels, _ in fields if labels is not LABELS),
+    )
 
 
-def _members(walk: _Walk, fields: tuple[_Field, ...], value: dict[str, Any], path: str) -> dict[str, Any]:
+_NOTHING: Final = _Shape(fields=(), names=frozenset(), required=frozenset(), limited=())
+
+
+def _members(walk: _Walk, shape: _Shape, value: dict[str, Any], path: str) -> dict[str, Any]:
     """Read the fields of an object, as the keyword arguments of its Struct."""
-    for field in fields:
-        if field.required and field.name not in value:
-            walk.missing(path + field.key)
+    if not value.keys() >= shape.required:
+        for name, key, required, *_ in shape.fields:
+            if required and name not in value:
+                walk.missing(path + key)
     found = {}
-    for field in fields:
-        each = value.get(field.name)
+    get = value.get
+    for name, key, required, nullable, labels, reader in shape.fields:
+        each = get(name)
         if each is None:
-            if field.required and field.name in value:
-                found[field.name] = None if field.nullable else field.reader(walk, None, path, field.key)
-        elif walk.knows(field.labels):
-            found[field.name] = field.reader(walk, each, path, field.key)
+            if required and name in value:
+                found[name] = None if nullable else reader(walk, None, path, key)
+        elif labels is LABELS or walk.knows(labels):
+            # Most fields are names, and most names are right.
+            sound = reader is _name and type(each) is str and each
+            found[name] = each if sound else reader(walk, each, path, key)
     return found
 
 
 @cache
 def _struct(kind: type[msgspec.Struct]) -> Reader:
-    fields = _fields(kind)
-    names = frozenset(field.name for field in fields)
+    shape = _shape(kind)
     strict = kind.__struct_config__.forbid_unknown_fields
-    labelled = next((name for name in _LABEL_FIELDS if name in names), None)
+    labelled = next((name for name in _LABEL_FIELDS if name in shape.names), None)
     own_blame = _BLAMES.get(kind)
 
     def reader(walk: _Walk, value: Any, path: str, key: str) -> Any:
@@ -372,8 +376,8 @@ def _struct(kind: type[msgspec.Struct]) -> Reader:
         if labelled is not None:
             _enter(walk, value.get(labelled), kind)
         if strict:
-            _refuse(walk, fields, names, value, place)
-        found = _members(walk, fields, value, place)
+            _refuse(walk, shape, value, place)
+        found = _members(walk, shape, value, place)
         walk.label, walk.blame, walk.within = outer
         return kind(**found) if walk.problem is None else None
 
@@ -393,13 +397,14 @@ def _enter(walk: _Walk, label: object, kind: type) -> None:
         walk.mislabeled((expected,), found)
 
 
-def _refuse(walk: _Walk, fields: tuple[_Field, ...], names: frozenset[str], value: dict[str, Any], place: str) -> None:
-    for name in value:
-        if name not in names:
-            walk.unknown(f"{place}.{name}")
-    for field in fields:
-        if value.get(field.name) is not None and not walk.knows(field.labels):
-            walk.unknown(place + field.key, walk.label or NEWEST)
+def _refuse(walk: _Walk, shape: _Shape, value: dict[str, Any], place: str) -> None:
+    if not shape.names.issuperset(value):
+        for name in value:
+            if name not in shape.names:
+                walk.unknown(f"{place}.{name}")
+    for name, key, labels in shape.limited:
+        if value.get(name) is not None and not walk.knows(labels):
+            walk.unknown(place + key, walk.label or NEWEST)
 
 
 def _union(kinds: tuple[Any, ...]) -> Reader:
@@ -426,7 +431,7 @@ def _union(kinds: tuple[Any, ...]) -> Reader:
 # --- types --------------------------------------------------------------------------------------------
 
 
-class _Hint(msgspec.Struct, frozen=True):
+class Hint(msgspec.Struct, frozen=True):
     """A type without its wrapping.
 
     Attributes:
@@ -444,22 +449,23 @@ class _Hint(msgspec.Struct, frozen=True):
         return next((each for each in self.extras if isinstance(each, kind)), None)
 
 
-def _unfold(hint: Any) -> _Hint:
+def unfold(hint: Any) -> Hint:
+    """Take the wrapping off a type."""
     origin = get_origin(hint)
     if origin is Annotated:
-        inner = _unfold(get_args(hint)[0])
-        return _Hint(inner.members, (*hint.__metadata__, *inner.extras), inner.nullable)
+        inner = unfold(get_args(hint)[0])
+        return Hint(inner.members, (*hint.__metadata__, *inner.extras), inner.nullable)
     if origin in (Union, types.UnionType):
         members = tuple(each for each in get_args(hint) if each is not type(None))
-        inner = _unfold(members[0]) if len(members) == 1 else _Hint(members)
-        return _Hint(inner.members, inner.extras, len(members) < len(get_args(hint)))
-    return _Hint((hint,))
+        inner = unfold(members[0]) if len(members) == 1 else Hint(members)
+        return Hint(inner.members, inner.extras, len(members) < len(get_args(hint)))
+    return Hint((hint,))
 
 
 _PLAIN: Final[dict[Any, Reader]] = {Any: _any, bool: _flag}
 
 
-def _reader(hint: _Hint) -> Reader:
+def _reader(hint: Hint) -> Reader:
     if len(hint.members) > 1:
         return _union(hint.members)
     kind = hint.members[0]
@@ -478,10 +484,10 @@ def _reader(hint: _Hint) -> Reader:
         case typing.Literal:
             return _word(frozenset(arguments), hint.noted(Variants))
         case builtins.tuple:
-            return _list(_reader(_unfold(arguments[0])), meta.max_length)
+            return _list(_reader(unfold(arguments[0])), meta.max_length)
         case builtins.dict if arguments[1] is Any:
             opened = hint.noted(Open) or Open()
             return _open(opened.known, opened.bytes_max)
         case builtins.dict:
-            return _map(frozenset(get_args(arguments[0])), _reader(_unfold(arguments[1])))
+            return _map(frozenset(get_args(arguments[0])), _reader(unfold(arguments[1])))
     return _struct(kind)

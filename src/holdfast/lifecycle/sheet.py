@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -41,8 +40,7 @@ Place: TypeAlias = tuple[str, int]
 """A run, and a number in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A receipt as the ledger has it.
 
     Attributes:
@@ -81,8 +79,7 @@ class Stored:
         return None if self.answer is None else wire.restore(self.answer, CallbackResponse)
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
+class Inserted(msgspec.Struct, frozen=True):
     """The receipt is new."""
 
     stored: Stored
@@ -93,8 +90,7 @@ class Inserted:
         return self.stored.receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(msgspec.Struct, frozen=True):
     """The receipt was there, and is the same."""
 
     stored: Stored
@@ -105,8 +101,7 @@ class Replayed:
         return self.stored.receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(msgspec.Struct, frozen=True):
     """Another receipt, or another claim, has the place; nothing was written.
 
     Attributes:
@@ -124,8 +119,7 @@ class Conflict:
         return ReceiptConflict(self.key, self.stored_receipt_id, [field.name for field in self.fields])
 
 
-@dataclass(slots=True)
-class _Chain:
+class _Chain(msgspec.Struct):
     """The end of a chain, as the entries before have left it."""
 
     run_id: str | None
@@ -331,9 +325,8 @@ def checked(receipt: LifecycleReceipt) -> bytes:
         ReceiptInvalid: It breaks a rule, or holds a character that no database stores.
     """
     try:
+        wire.validate(receipt)
         body = wire.encode(receipt)
-        if wire.decode(body, LifecycleReceipt) != receipt:
-            raise InvalidReceipt("the receipt holds a value that JSON changes")
         for name in _LOOKED_UP:
             if "\0" in (getattr(receipt, name) or ""):
                 raise InvalidReceipt(f"`receipt.{name}` holds the character NUL, which cannot be stored")

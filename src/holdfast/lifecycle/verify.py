@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.core import trace
 from holdfast.lifecycle.audit import Audit
 from holdfast.lifecycle.errors import ChainBreak, ChainBroken
 
@@ -62,11 +63,12 @@ async def verify(database: Database, chain: str | None = None, *, chain_key: byt
         chain: The id of a chain, or of a run; None: everything.
         chain_key: What the chains' hashes are keyed with: 32 bytes.
     """
-    problems: list[Problem] = []
-    async with database.read() as tx:
-        audit = Audit(tx, chain_key=chain_key)
-        found = audit.run() if chain is None else audit.one(chain)
-        problems += [_problem(broken) async for broken in found]
+    with trace.span("holdfast.lifecycle.verify") as span:
+        async with database.read() as tx:
+            audit = Audit(tx, chain_key=chain_key)
+            found = audit.run() if chain is None else audit.one(chain)
+            problems = [_problem(broken) async for broken in found]
+        span.set(receipts=audit.receipts_count, problems=len(problems))
     return VerifyReport(not problems, audit.receipts_count, tuple(problems))
 
 

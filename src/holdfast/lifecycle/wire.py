@@ -16,11 +16,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from holdfast.lifecycle import rules, shapes
+from holdfast.lifecycle import rules, shapes, soundness
 from holdfast.lifecycle.documents import Document
 from holdfast.lifecycle.errors import UndecodableDocument
 
-__all__ = ["DEPTH_MAX", "DOCUMENT_BYTES_MAX", "decode", "decode_value", "encode", "parse", "restore", "validate"]
+__all__ = [
+    "DEPTH_MAX", "DOCUMENT_BYTES_MAX", "decode", "decode_value", "encode", "parse", "restore", "too_deep", "validate",
+]  # fmt: skip
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -45,7 +47,10 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         ValidationError: It is no such document; `UndecodableDocument` when it is no JSON object at all.
     """
     raw = _bytes(data)
-    return _decoded(parse(raw), kind, len(raw))
+    value = parse(raw)
+    # What opens so few objects and arrays cannot be nested deeper, whatever is text of it.
+    shallow = raw.count(b"{") + raw.count(b"[") <= DEPTH_MAX
+    return _decoded(value, kind, len(raw), shallow=shallow)
 
 
 def decode_value(value: object, kind: type[T]) -> T:
@@ -77,6 +82,9 @@ def validate(document: Document) -> None:
     Raises:
         ValidationError: It breaks a rule, or would not come back the same from its own JSON.
     """
+    if soundness.is_sound(document):
+        rules.check(document)
+        return
     kind = type(document)
     if decode(encode(document), kind) != document:
         raise shapes.blame(kind)("the document holds a value that JSON changes")
@@ -124,17 +132,18 @@ def _bytes(data: bytes | str) -> bytes:
         raise UndecodableDocument("the input is no text: it has half of a surrogate pair") from None
 
 
-def _decoded(value: object, kind: type[T], bytes_count: int | None) -> T:
+def _decoded(value: object, kind: type[T], bytes_count: int | None, *, shallow: bool = False) -> T:
     if type(value) is not dict:
         raise UndecodableDocument("the input is JSON, but no object")
-    if _too_deep(value):
+    if not shallow and too_deep(value):
         raise UndecodableDocument(_TOO_DEEP)
     document = shapes.read(value, kind, bytes_count=bytes_count)
     rules.check(document)
     return document
 
 
-def _too_deep(value: object) -> bool:
+def too_deep(value: object) -> bool:
+    """Say whether what `parse` returned is nested deeper than a document may be."""
     level: list[Any] = [value]
     for _ in range(DEPTH_MAX):
         level = [

@@ -1,7 +1,8 @@
 """The demo's agent: an ordinary program whose turns Holdfast makes durable.
 
 A turn asks a model that costs money, lets two tools work at once, takes a payment and asks the model for
-its last word. Nothing in it prepares for being killed but the effect that each step declares; `main` is
+its last word; what a harness would say of it, that its frame opens and ends, is said through hook
+processes. Nothing in it prepares for being killed but the effect that each step declares; `main` is
 what any such program does when it starts: recover what a dead predecessor left, then ask for everything
 again by id and let the ledger tell what is new.
 """
@@ -21,6 +22,7 @@ import httpx
 
 import holdfast
 from holdfast.cli.demo.book import Tally
+from holdfast.cli.demo.hooks import Harness
 from holdfast.cli.demo.orders import LARGE_CENTS, PRICES_CENTS, Order, plan
 from holdfast.cli.demo.wire import HOST, AnswerLost, Refused, call, die_with_parent, events
 from holdfast.core.clock import SystemClock
@@ -107,6 +109,7 @@ class _Site:
 
     model_port: int
     payments: httpx.AsyncClient
+    harness: Harness
     tally: Tally
     clock: SystemClock
 
@@ -236,6 +239,14 @@ async def charge_large(order: str, amount_cents: int) -> Receipt:
     return await _pay(order, amount_cents)
 
 
+@holdfast.step(effect=holdfast.at_least_once())
+async def announce(hook: str, order: str) -> None:
+    """Tell of the turn as a harness does; said again after a crash, it is one and the same delivery."""
+    site = _site.get()
+    site.tally.mark("ran")
+    await site.harness.call(hook, order)
+
+
 def _seen(record: holdfast.StepRecord[_T]) -> _T:
     if isinstance(record.outcome, holdfast.Replayed):
         _site.get().tally.mark("replayed")
@@ -245,6 +256,7 @@ def _seen(record: holdfast.StepRecord[_T]) -> _T:
 @holdfast.durable(kind="agent_turn")
 async def turn(order: str, prompt: str) -> TurnReport:
     """Serve one customer."""
+    _seen(await announce.recorded("agent:start", order))
     talk: list[Message] = [{"role": "user", "content": prompt}]
     first = _seen(await ask_model.recorded(order, talk))
     stock, price = await asyncio.gather(
@@ -262,6 +274,7 @@ async def turn(order: str, prompt: str) -> TurnReport:
     ]
     talk += [{"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
     last = _seen(await ask_model.recorded(order, talk))
+    _seen(await announce.recorded("agent:end", order))
     return TurnReport(order, [first.id, last.id], receipt.id, receipt.amount_cents, last.text)
 
 
@@ -283,13 +296,16 @@ async def _main(ledger: str, tally: Tally, ports: tuple[int, int], seed: int, tu
     dismissed = die_with_parent()
     model_port, payments_port = ports
     async with _client(payments_port) as payments, holdfast.open(ledger) as hf:
-        _site.set(_Site(model_port, payments, tally, SystemClock()))
+        harness = Harness(ledger)
+        _site.set(_Site(model_port, payments, harness, tally, SystemClock()))
+        await harness.call("session:start")
         await hf.recover()
         tally.mark("ready")
         gate = asyncio.Semaphore(_IN_FLIGHT)
         async with asyncio.TaskGroup() as group:
             for order in plan(seed, turns):
                 group.create_task(_fulfil(hf, order, gate))
+        await harness.call("session:end")
         # Whoever wants to kill an agent that has nothing left to do finds one.
         await dismissed
 

@@ -16,6 +16,7 @@ from rich.table import Table
 import holdfast
 from holdfast.cli.demo.agent import TurnReport, turn
 from holdfast.cli.demo.book import Follower, Outbox
+from holdfast.cli.demo.hooks import Announced, receipts_expected
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order
 
 __all__ = ["Books", "Figures", "executions", "take_stock"]
@@ -77,6 +78,9 @@ class Figures:
     http_replays: int
     http_conflicts: int
     http_in_flight: int
+    receipts: int
+    receipts_verified: int
+    sequence_gaps: int
     seconds: float
     doubts: dict[str, int]
 
@@ -90,6 +94,8 @@ class Figures:
             and self.payments_doubled == 0
             and self.lost == 0
             and self.http_conflicts == 0
+            and self.receipts == self.receipts_verified == receipts_expected(self.turns_expected)
+            and self.sequence_gaps == 0
             and self.verify_ok
         )
 
@@ -111,6 +117,9 @@ class Figures:
             ("lost", 0, self.lost),
             ("ledger verified", "yes", "yes" if self.verify_ok else "NO"),
             ("requests refused as another's", 0, self.http_conflicts),
+            ("receipts of hooks", receipts_expected(self.turns_expected), self.receipts),
+            ("receipts verified", self.receipts, self.receipts_verified),
+            ("receipts missing in the sequence", 0, self.sequence_gaps),
             ("processes killed with SIGKILL", "", self.kills),
             *((f"effects in doubt: {policy}", "", count) for policy, count in sorted(self.doubts.items())),
             ("operators' decisions", "", self.decisions),
@@ -136,7 +145,7 @@ async def executions(hf: holdfast.Holdfast) -> list[holdfast.Execution]:
 
 
 async def take_stock(
-    hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, *, kills: int, seconds: float
+    hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, told: Announced, *, kills: int, seconds: float
 ) -> Figures:
     """Count what happened, once everything has ended."""
     await books.follow()
@@ -163,6 +172,9 @@ async def take_stock(
         http_replays=books.decided("replay"),
         http_conflicts=books.decided("reused", "unknown", "executed"),
         http_in_flight=books.decided("in_flight"),
+        receipts=told.receipts,
+        receipts_verified=told.verified,
+        sequence_gaps=told.gaps,
         seconds=round(seconds, 2),
         doubts=Counter(record.policy or "no policy" for record in audit if record.event == "ambiguity"),
     )

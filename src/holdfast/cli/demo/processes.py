@@ -104,12 +104,12 @@ class Child:
         return f"{self.name} ended by itself with exit code {code}; it said:\n{said}"
 
 
-async def run_cli(arguments: tuple[str, ...], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a `holdfast` command as its own process; return its exit code and all it said."""
+async def run_cli(arguments: tuple[str, ...], environment: Mapping[str, str], given: str = "") -> tuple[int, str]:
+    """Run a `holdfast` command as its own process, with an input; return its exit code and all it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "holdfast", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **environment},
@@ -117,7 +117,7 @@ async def run_cli(arguments: tuple[str, ...], environment: Mapping[str, str]) ->
     )
     try:
         async with asyncio.timeout(_END_SECONDS):
-            said, _ = await process.communicate()
+            said, _ = await process.communicate(given.encode())
     finally:
         if process.returncode is None:
             process.kill()

@@ -23,6 +23,7 @@ import holdfast
 from holdfast.cli.demo.book import Follower, Outbox
 from holdfast.cli.demo.display import Display
 from holdfast.cli.demo.figures import Books, Figures, executions, take_stock
+from holdfast.cli.demo.hooks import announced, environment
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order, plan
 from holdfast.cli.demo.processes import Child, DemoFailed, run_cli
 from holdfast.cli.demo.wire import AnswerLost, Refused, call
@@ -127,7 +128,9 @@ class Supervisor:
                 except DemoFailed as error:
                     trouble = str(error)
                 await self._agent.close()
-                figures = await take_stock(hf, self._orders, self._books, kills=self.kills, seconds=display.seconds)
+                told = await announced(self._ledger)
+                seconds = display.seconds
+                figures = await take_stock(hf, self._orders, self._books, told, kills=self.kills, seconds=seconds)
                 return figures, trouble
         finally:
             for child in (self._agent, self._payments, self._model):
@@ -248,7 +251,7 @@ class Supervisor:
             happened = status == 200
             verdict = ("--happened", json.dumps(payment)) if happened else ("--not-happened",)
             command = ("executions", "decide", execution.id, position, *verdict, "--by", "demo-operator")
-            code, said = await run_cli(command, {"HOLDFAST_DB": str(self._ledger)})
+            code, said = await run_cli(command, environment(self._ledger))
             if code != 0:
                 raise DemoFailed(f"`holdfast {' '.join(command)}` ended with exit code {code}; it said:\n{said}")
             outcome = "it happened" if happened else "it did not happen"

@@ -46,6 +46,7 @@ CREATE UNIQUE INDEX lifecycle_receipts_unkeyed ON lifecycle_receipts (client_id,
     WHERE idempotency_key IS NULL;
 CREATE UNIQUE INDEX lifecycle_receipts_sequence ON lifecycle_receipts (run_id, sequence) WHERE run_id IS NOT NULL;
 CREATE UNIQUE INDEX lifecycle_receipts_chain ON lifecycle_receipts (chain_id, chain_index);
+CREATE INDEX lifecycle_receipts_named ON lifecycle_receipts (receipt_id);
 CREATE INDEX lifecycle_receipts_session ON lifecycle_receipts (session_id, recorded_at) WHERE session_id IS NOT NULL;
 
 CREATE TABLE lifecycle_intents (

@@ -102,23 +102,45 @@ FROM lifecycle_receipts WHERE run_id = $1::text AND sequence = $2::bigint
 
 -- name: receipts.named(receipt_id, most)
 -- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
--- For people: it looks at every row.
 SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
        origin, recorded_at, body, annotations, request_digest, response, hash
 FROM lifecycle_receipts WHERE receipt_id = $1::text ORDER BY id DESC LIMIT $2::bigint
 
--- name: receipts.list(run_id, session_id, client_id, event, status, since, before, most)
+-- name: receipts.list(client_id, event, status, since, before, most)
 -- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
 -- Newest first. For people: it may look at every row.
 SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
        origin, recorded_at, body, annotations, request_digest, response, hash
-FROM lifecycle_receipts WHERE ($1::text IS NULL OR run_id = $1::text)
+FROM lifecycle_receipts WHERE ($1::text IS NULL OR client_id = $1::text)
+  AND ($2::text IS NULL OR event = $2::text)
+  AND ($3::text IS NULL OR status = $3::text)
+  AND ($4::bigint IS NULL OR recorded_at >= $4::bigint) AND ($5::bigint IS NULL OR id < $5::bigint)
+ORDER BY id DESC LIMIT $6::bigint
+
+-- name: receipts.of_run(run_id, session_id, client_id, event, status, since, before, most)
+-- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
+-- Newest first.
+SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
+       origin, recorded_at, body, annotations, request_digest, response, hash
+FROM lifecycle_receipts WHERE run_id = $1::text
   AND ($2::text IS NULL OR session_id = $2::text)
   AND ($3::text IS NULL OR client_id = $3::text)
   AND ($4::text IS NULL OR event = $4::text)
   AND ($5::text IS NULL OR status = $5::text)
   AND ($6::bigint IS NULL OR recorded_at >= $6::bigint) AND ($7::bigint IS NULL OR id < $7::bigint)
 ORDER BY id DESC LIMIT $8::bigint
+
+-- name: receipts.of_session(session_id, client_id, event, status, since, before, most)
+-- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
+-- Newest first.
+SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
+       origin, recorded_at, body, annotations, request_digest, response, hash
+FROM lifecycle_receipts WHERE session_id = $1::text
+  AND ($2::text IS NULL OR client_id = $2::text)
+  AND ($3::text IS NULL OR event = $3::text)
+  AND ($4::text IS NULL OR status = $4::text)
+  AND ($5::bigint IS NULL OR recorded_at >= $5::bigint) AND ($6::bigint IS NULL OR id < $6::bigint)
+ORDER BY id DESC LIMIT $7::bigint
 
 -- name: receipts.chain(chain_id, after, most)
 -- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, session_id, sequence, event, status, failure_class, label, at_epoch_s, body, annotations, full_digest, semantic_digest, request_digest, response, origin, recorded_at, prev_hash, hash

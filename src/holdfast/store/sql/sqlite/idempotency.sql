@@ -211,6 +211,16 @@ ORDER BY created_at DESC, key_id DESC LIMIT :most
 SELECT DISTINCT coalesce(alias_of, key_id) AS key_id FROM idem_keys
 WHERE key_id BETWEEN :low AND :high ORDER BY 1 LIMIT :most
 
+-- name: keys.routes(scope_id)
+-- columns: method, route
+-- What a principal has keys for. For people: it looks at every row.
+SELECT DISTINCT method, route FROM idem_keys WHERE scope_id = :scope_id AND state <> 0 ORDER BY method, route
+
+-- name: keys.last_sealed()
+-- columns: key_id
+-- The outcome that a cipher sealed last. For people: it looks at every row.
+SELECT key_id FROM idem_keys WHERE cipher_key IS NOT NULL ORDER BY settled_at DESC LIMIT 1
+
 -- name: keys.expired(now, most)
 -- columns: key_id
 SELECT key_id FROM idem_keys

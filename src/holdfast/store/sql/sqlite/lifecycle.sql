@@ -82,18 +82,40 @@ FROM lifecycle_receipts WHERE run_id = :run_id AND sequence = :sequence
 
 -- name: receipts.named(receipt_id, most)
 -- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
--- For people: it looks at every row.
 SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
        origin, recorded_at, body, annotations, request_digest, response, hash
 FROM lifecycle_receipts WHERE receipt_id = :receipt_id ORDER BY id DESC LIMIT :most
 
--- name: receipts.list(run_id, session_id, client_id, event, status, since, before, most)
+-- name: receipts.list(client_id, event, status, since, before, most)
 -- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
 -- Newest first. For people: it may look at every row.
 SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
        origin, recorded_at, body, annotations, request_digest, response, hash
-FROM lifecycle_receipts WHERE (:run_id IS NULL OR run_id = :run_id)
+FROM lifecycle_receipts WHERE (:client_id IS NULL OR client_id = :client_id)
+  AND (:event IS NULL OR event = :event)
+  AND (:status IS NULL OR status = :status)
+  AND (:since IS NULL OR recorded_at >= :since) AND (:before IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :most
+
+-- name: receipts.of_run(run_id, session_id, client_id, event, status, since, before, most)
+-- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
+-- Newest first.
+SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
+       origin, recorded_at, body, annotations, request_digest, response, hash
+FROM lifecycle_receipts WHERE run_id = :run_id
   AND (:session_id IS NULL OR session_id = :session_id)
+  AND (:client_id IS NULL OR client_id = :client_id)
+  AND (:event IS NULL OR event = :event)
+  AND (:status IS NULL OR status = :status)
+  AND (:since IS NULL OR recorded_at >= :since) AND (:before IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :most
+
+-- name: receipts.of_session(session_id, client_id, event, status, since, before, most)
+-- columns: id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event, origin, recorded_at, body, annotations, request_digest, response, hash
+-- Newest first.
+SELECT id, chain_id, chain_index, receipt_id, client_id, adapter_id, idempotency_key, run_id, sequence, event,
+       origin, recorded_at, body, annotations, request_digest, response, hash
+FROM lifecycle_receipts WHERE session_id = :session_id
   AND (:client_id IS NULL OR client_id = :client_id)
   AND (:event IS NULL OR event = :event)
   AND (:status IS NULL OR status = :status)
