@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 ROUNDS ?= 1000
-OF ?= durable idempotency
+OF ?= durable idempotency lifecycle
 ARGS ?=
 
 VENV := .venv/bin

@@ -1,7 +1,7 @@
 """What the databases themselves can do with our rows, and what else is done to a ledger behind Holdfast's back.
 
-The raw limit writes the journal rows of a ledger that Holdfast has just filled into an empty table with the
-same columns and indexes, so many per commit as Holdfast's batches held on average. Nothing is asked of a
+The raw limit writes the journal rows, or the receipts, of a ledger that Holdfast has just filled into an empty table
+with the same columns and indexes, so many per commit as Holdfast's batches held on average. Nothing is asked of a
 row: no fence is checked, nobody is woken, and the parameters are ready before the clock starts.
 """
 
@@ -11,6 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -30,18 +32,39 @@ APART = 1_000_000
 """What separates the numbers of one clone of an execution from those of the next."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows are written again, and the column by which the database numbers them."""
+
+    name: str
+    number: str
+
+    def rows(self, columns: Sequence[str], rows_max: int | None) -> str:
+        """Return the statement that gives its newest rows, oldest first."""
+        names = ", ".join(columns)
+        newest = f"SELECT * FROM {self.name} ORDER BY {self.number} DESC LIMIT {rows_max or APART * APART}"  # noqa: S608 - names of our own
+        return f"SELECT {names} FROM ({newest}) AS newest ORDER BY {self.number}"  # noqa: S608 - names of our own
+
+
+JOURNAL = Table("durable_journal", "seq")
+RECEIPTS = Table("lifecycle_receipts", "id")
+
+
 def limit(job: Job) -> Sample:
     """Write the ledger's journal rows in batches of `job.batch`."""
-    if job.target.startswith("postgresql"):
-        return asyncio.run(_limit_postgres(job.target, job.batch, PASSES))
-    return _limit_sqlite(job.target, job.batch, PASSES)
+    return asyncio.run(written(job.target, JOURNAL, job.batch, PASSES))
 
 
 def one_row(job: Job) -> Sample:
     """Commit rows one by one: the yardstick *c* of the budgets."""
-    if job.target.startswith("postgresql"):
-        return asyncio.run(_limit_postgres(job.target, 1, 1, COMMITS))
-    return _limit_sqlite(job.target, 1, 1, COMMITS)
+    return asyncio.run(written(job.target, JOURNAL, 1, 1, COMMITS))
+
+
+async def written(target: str, table: Table, batch: int, passes: int, rows_max: int | None = None) -> Sample:
+    """Write the newest rows of a table in batches, each time into an empty table."""
+    if target.startswith("postgresql"):
+        return await _limit_postgres(target, table, batch, passes, rows_max)
+    return await asyncio.to_thread(_limit_sqlite, target, table, batch, passes, rows_max)
 
 
 def grow(job: Job) -> Sample:
@@ -75,10 +98,6 @@ def _batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 # Names of tables and columns come from our own schema.
-def _journal(columns: Sequence[str]) -> str:
-    return f"SELECT {', '.join(columns)} FROM durable_journal ORDER BY seq"  # noqa: S608 - names of our own
-
-
 def _insertion(table: str, columns: Sequence[str], rows: str) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) {rows}"
 
@@ -86,19 +105,21 @@ def _insertion(table: str, columns: Sequence[str], rows: str) -> str:
 # --- SQLite ------------------------------------------------------------------------------------------
 
 
-def _limit_sqlite(target: str, batch: int, passes: int, rows_max: int | None = None) -> Sample:
+def _limit_sqlite(target: str, table: Table, batch: int, passes: int, rows_max: int | None) -> Sample:
     with closing(apsw.Connection(target)) as ledger:
         schema = ledger.execute(
-            "SELECT sql FROM sqlite_schema"
-            " WHERE tbl_name = 'durable_journal' AND sql IS NOT NULL ORDER BY type = 'table' DESC"
+            "SELECT sql FROM sqlite_schema WHERE tbl_name = ? AND sql IS NOT NULL ORDER BY type = 'table' DESC",
+            (table.name,),
         ).fetchall()
-        columns = [row[1] for row in ledger.execute("PRAGMA table_info(durable_journal)") if row[1] != "seq"]
-        rows: Rows = ledger.execute(_journal(columns)).fetchall()[:rows_max]
-    insertion = _insertion("durable_journal", columns, f"VALUES ({', '.join('?' * len(columns))})")
+        named = [row[1] for row in ledger.execute(f"PRAGMA table_info({table.name})")]
+        columns = [name for name in named if name != table.number]
+        rows: Rows = ledger.execute(table.rows(columns, rows_max)).fetchall()
+    insertion = _insertion(table.name, columns, f"VALUES ({', '.join('?' * len(columns))})")
     batches = list(_batches(rows, batch))
     seconds = 0.0
     for number in range(passes):
-        with closing(apsw.Connection(f"{target}-raw-{batch}-{number}")) as connection:
+        path = f"{target}-raw-{batch}-{number}"
+        with closing(apsw.Connection(path)) as connection:
             # Every commit is flushed. SQLite's own small checkpoints, between commits, are the quickest for it: they
             # keep the log short, and overwriting a file costs half of what extending it does.
             connection.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL").fetchall()
@@ -110,7 +131,8 @@ def _limit_sqlite(target: str, batch: int, passes: int, rows_max: int | None = N
                 connection.executemany(insertion, some)
                 connection.execute("COMMIT")
             seconds += time.perf_counter() - started
-            assert connection.execute("SELECT count(*) FROM durable_journal").get == len(rows)
+            assert connection.execute(f"SELECT count(*) FROM {table.name}").get == len(rows)  # noqa: S608 - as above
+        Path(path).unlink()
     return Sample(passes * len(rows), seconds)
 
 
@@ -133,24 +155,24 @@ _SERIES_SQLITE = (
 # --- PostgreSQL --------------------------------------------------------------------------------------
 
 
-async def _limit_postgres(target: str, batch: int, passes: int, rows_max: int | None = None) -> Sample:
+async def _limit_postgres(target: str, table: Table, batch: int, passes: int, rows_max: int | None) -> Sample:
     # One connection: on a small machine a second one writes no more rows.
     connection = await asyncpg.connect(target)
-    columns, types = await _columns(connection, "durable_journal")
-    rows: Rows = [tuple(row) for row in await connection.fetch(_journal(columns))][:rows_max]
+    columns, types = await _columns(connection, table.name)
+    rows: Rows = [tuple(row) for row in await connection.fetch(table.rows(columns, rows_max))]
     arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(types, 1))
-    insertion = _insertion("raw_journal", columns, f"SELECT * FROM unnest({arrays})")  # noqa: S608 - names of our own
+    insertion = _insertion("raw_copy", columns, f"SELECT * FROM unnest({arrays})")  # noqa: S608 - names of our own
     batches = [[list(column) for column in zip(*some, strict=True)] for some in _batches(rows, batch)]
     seconds = 0.0
     for _ in range(passes):
-        await connection.execute("DROP TABLE IF EXISTS raw_journal")
-        await connection.execute("CREATE TABLE raw_journal (LIKE durable_journal INCLUDING ALL)")
+        await connection.execute("DROP TABLE IF EXISTS raw_copy")
+        await connection.execute(f"CREATE TABLE raw_copy (LIKE {table.name} INCLUDING ALL)")
         statement = await connection.prepare(insertion)
         started = time.perf_counter()
         for arrays_of_some in batches:
             await statement.fetch(*arrays_of_some)
         seconds += time.perf_counter() - started
-        assert await connection.fetchval("SELECT count(*) FROM raw_journal") == len(rows)
+        assert await connection.fetchval("SELECT count(*) FROM raw_copy") == len(rows)
     await connection.close()
     return Sample(passes * len(rows), seconds)
 

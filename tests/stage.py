@@ -97,3 +97,12 @@ async def turns(count: int = 30) -> None:
     """Let the loop turn."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def halves(*cases: str) -> list[Any]:
+    """Give each case to one of the databases, in turn, and to the other one under torture; for `ledger` and another."""
+    return [
+        pytest.param(ledger, case, id=f"{ledger}-{case}", marks=() if (number + turn) % 2 else pytest.mark.torture)
+        for turn, ledger in enumerate(("sqlite-file", "postgres"))
+        for number, case in enumerate(cases)
+    ]

@@ -24,6 +24,7 @@ from typer.main import get_command
 import holdfast
 from holdfast import HoldfastError
 from holdfast.idempotency.settings import IdempotencySettings
+from holdfast.lifecycle.config import Client, LifecycleConfig
 
 REFERENCE = ROOT / "docs" / "reference"
 PUBLIC = (
@@ -32,9 +33,13 @@ PUBLIC = (
     "holdfast.integrations.aiosqlite", "holdfast.integrations.apsw", "holdfast.integrations.asyncpg",
     "holdfast.integrations.fastapi", "holdfast.integrations.litestar", "holdfast.integrations.quart",
     "holdfast.integrations.sqlalchemy", "holdfast.integrations.starlette",
+    "holdfast.lifecycle", "holdfast.lifecycle.ledger",
 )  # fmt: skip
-TYPED = ("holdfast", "holdfast.idempotency", "holdfast.idempotency.client")
-CODE = re.compile(r"(config|codec|limit|store|durable|idempotency)\.[a-z_]+")
+TYPED = (
+    "holdfast", "holdfast.idempotency", "holdfast.idempotency.client",
+    "holdfast.lifecycle", "holdfast.lifecycle.ledger",
+)  # fmt: skip
+CODE = re.compile(r"(config|codec|limit|store|durable|idempotency|lifecycle)\.[a-z_]+")
 
 
 @cache
@@ -84,7 +89,7 @@ def errors() -> set[tuple[str, str]]:
         error = unseen.pop()
         found.add(error)
         unseen += [leaf for leaf in error.__subclasses__() if leaf.__module__.startswith("holdfast")]
-    public = [error for error in found if error.__module__.endswith(".errors")]
+    public = [each for each in found if each.__module__.endswith(".errors") and not each.__name__.startswith("_")]
     codes = {(error.__name__, str(getattr(error, "code", ""))) for error in public}
     return {(name, code) for name, code in codes if CODE.fullmatch(code)}
 
@@ -137,7 +142,7 @@ def test_exports_are_sorted() -> None:
         assert len(names) == len(set(names)), module
 
 
-@pytest.mark.parametrize("module", ["holdfast", "holdfast.idempotency"])
+@pytest.mark.parametrize("module", ["holdfast", "holdfast.idempotency", "holdfast.lifecycle"])
 def test_exports_are_what_the_package_shows(module: str) -> None:
     """Completion offers the promised names, though they are resolved on first use."""
     package = importlib.import_module(module)
@@ -195,7 +200,7 @@ def test_no_two_errors_share_a_code() -> None:
     assert sorted(codes) == sorted(set(codes))
 
 
-@pytest.mark.parametrize("config", [holdfast.DurableConfig, IdempotencySettings])
+@pytest.mark.parametrize("config", [holdfast.DurableConfig, IdempotencySettings, LifecycleConfig, Client])
 def test_every_setting_is_in_the_reference(config: type) -> None:
     page = reference("configuration")
     assert [key for key in settings(config) if not named(key, page)] == []

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from tests.tree import ROOT, coded, package
 
@@ -27,6 +28,7 @@ import holdfast
 import holdfast.idempotency
 import holdfast.sync
 import holdfast.testing
+from holdfast import lifecycle
 from holdfast.core import trace
 from holdfast.idempotency import IdempotencyConfig, RouteRule, answers, calls, client, errors, events, openapi, outbox
 from holdfast.idempotency.rules import CODES, PROFILES
@@ -40,6 +42,8 @@ from holdfast.integrations import (
     sqlalchemy,
     starlette,
 )
+from holdfast.lifecycle import ledger
+from holdfast.lifecycle.config import Client, LifecycleConfig
 from holdfast.testing import crash_points
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -47,10 +51,12 @@ MODULES: dict[str, ModuleType] = {
     "holdfast": holdfast, "sync": holdfast.sync, "testing": holdfast.testing, "idempotency": holdfast.idempotency,
     "client": client, "outbox": outbox, "starlette": starlette, "fastapi": fastapi, "quart": quart,
     "litestar": litestar, "asyncpg": asyncpg, "sqlalchemy": sqlalchemy, "aiosqlite": aiosqlite, "apsw": apsw,
+    "lifecycle": lifecycle, "ledger": ledger,
 }  # fmt: skip
 CONSTANTS = {
     "timedelta": timedelta, "os": os, "Retry": holdfast.Retry, "RetryPolicy": client.RetryPolicy,
     "SECRET_PARAMS": calls.SECRET_PARAMS, "RouteRule": RouteRule,
+    "PayloadPolicy": lifecycle.PayloadPolicy,
 }  # fmt: skip
 FACTORY = "<factory>"
 
@@ -76,7 +82,7 @@ def signatures() -> Iterator[tuple[str, str]]:
 
 def resolve(name: str) -> Any:
     head, _, rest = name.partition(".")
-    holders = [module for module in (holdfast, holdfast.idempotency, client) if hasattr(module, head)]
+    holders = [module for module in (holdfast, holdfast.idempotency, client, lifecycle) if hasattr(module, head)]
     target: Any = MODULES.get(head) or getattr(holders[0], head)
     for part in rest.split("."):
         target = getattr(target, part)
@@ -123,7 +129,7 @@ def test_every_function_and_method_of_note_has_its_signature() -> None:
 
 def test_every_field_of_a_value_is_in_the_reference() -> None:
     text = "\n".join(coded(path.read_text()) for path in REFERENCE.glob("*.md"))
-    modules = (holdfast, holdfast.idempotency, client, outbox)
+    modules = (holdfast, holdfast.idempotency, client, outbox, lifecycle, ledger)
     values = [getattr(module, name) for module in modules for name in module.__all__]
     fields = [
         (value.__name__, field.name)
@@ -132,16 +138,26 @@ def test_every_field_of_a_value_is_in_the_reference() -> None:
         for field in dataclasses.fields(value)
         if field.init
     ]
+    fields += [
+        (value.__name__, field)
+        for value in values
+        if isinstance(value, type) and issubclass(value, msgspec.Struct)
+        for field in value.__struct_fields__
+    ]
     assert [field for field in fields if not re.search(rf"(?<!\w){field[1]}(?!\w)", text)] == []
 
 
 def test_every_method_of_a_class_of_note_is_in_the_reference() -> None:
-    """What is public of a class of the idempotency slice is a method or attribute that some page names."""
-    text = coded(page("idempotency")) + coded(page("idempotency-client")) + coded(page("integrations"))
-    own = (holdfast.idempotency, client, outbox)
+    """What is public of a class of these slices is a method or attribute that some page names."""
+    text = "".join(
+        coded(page(name))
+        for name in ("idempotency", "idempotency-client", "integrations", "lifecycle", "configuration")
+    )
+    own = (holdfast.idempotency, client, outbox, lifecycle, ledger)
     classes = {getattr(module, name) for module in own for name in module.__all__}
     inner = {"Idem": SAID_OF_IDEM, "Idempotency": CALLED_BY_SHELLS, "KeyJournal": SENDING}
     inner |= dict.fromkeys(("IdempotencyConfig", "RouteRule"), RULING)
+    inner |= dict.fromkeys(("Claim", "Close", "Draft", "Emit", "Entry", "Put", "Settle"), DECIDING)
     missing = [
         f"{each.__name__}.{name}"
         for each in classes
@@ -162,6 +178,7 @@ CALLED_BY_SHELLS = {
 }  # fmt: skip
 RULING = {"declared", "lapse", "matches", "ruled"}
 SENDING = {"claim", "conclude", "describe", "release"}
+DECIDING = {"chain", "decide", "identity", "intent", "notes", "place"}
 
 
 def rows(text: str) -> Iterator[list[str]]:
@@ -180,6 +197,25 @@ def test_settings_have_the_defaults_and_ranges_of_the_reference() -> None:
         assert ast.literal_eval(default) == field.default, name
         if field.metadata.get("minimum") is not None:
             assert re.match(r"(\d+) to (\d+)", span), name
+            low, high = map(int, re.findall(r"\d+", span)[:2])
+            assert (low, high) == (field.metadata["minimum"], field.metadata["maximum"]), name
+
+
+@pytest.mark.parametrize("config", [LifecycleConfig, Client])
+def test_settings_of_hooks_have_the_defaults_and_ranges_of_the_reference(config: type) -> None:
+    section = page("configuration").partition("## `[lifecycle]`")[2].partition("\n## ")[0]
+    hooks, _, clients = section.partition("Each client is a table")
+    table = clients if config is Client else hooks.rpartition("In section")[2]
+    said = {cells[0].strip("`"): cells for cells in rows(table)}
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    assert list(said) == list(fields)
+    for name, field in fields.items():
+        cell, span = said[name][1].strip("`"), said[name][2]
+        given = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        assert (None if cell == "required" else ast.literal_eval(cell)) == (
+            None if given is dataclasses.MISSING else given
+        ), name
+        if field.metadata.get("minimum") is not None:
             low, high = map(int, re.findall(r"\d+", span)[:2])
             assert (low, high) == (field.metadata["minimum"], field.metadata["maximum"]), name
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.crash.keyed import DIED, Journey, Life, World, opened, reconciled, until_death
 from tests.flow.guards import SECRET
-from tests.stage import Stage
+from tests.stage import Stage, halves
 
 from holdfast.testing import Crashed, CrashingDatabase, crash, crash_points
 from holdfast.testing.boundaries import Boundaries
@@ -139,16 +139,7 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
     return Stage(ledger, tmp_path)
 
 
-DATABASES = ("sqlite-file", "postgres")
-HALF = [
-    pytest.param(ledger, name, id=f"{ledger}-{name}", marks=[] if (number + turn) % 2 else [pytest.mark.torture])
-    for turn, ledger in enumerate(DATABASES)
-    for number, name in enumerate(JOURNEYS)
-]
-"""Every journey on one database always, and on the other one under torture."""
-
-
-@pytest.mark.parametrize(("ledger", "name"), HALF, indirect=["ledger"])
+@pytest.mark.parametrize(("ledger", "name"), halves(*JOURNEYS), indirect=["ledger"])
 async def test_a_keyed_request_survives_a_crash_at_every_store_boundary(stage: Stage, name: str) -> None:
     relay = Relay(stage, JOURNEYS[name])
     number = 1
@@ -168,7 +159,7 @@ async def test_a_keyed_request_survives_a_crash_at_every_store_boundary(stage: S
                 id=f"{ledger}-{name}-each pass",
                 marks=[pytest.mark.torture, pytest.mark.timeout(600)],
             )
-            for ledger in DATABASES
+            for ledger in ("sqlite-file", "postgres")
             for name in JOURNEYS
         ),
     ],

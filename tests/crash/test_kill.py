@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.crash.journeys import JOURNEYS, live_before, place
 from tests.crash.lives import Relay, process
-from tests.stage import Stage
+from tests.stage import Stage, halves
 
 from holdfast.testing import crash_points
 
@@ -50,8 +50,11 @@ def drive(stage: Stage, name: str, id: str, *, crash: str = "") -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize(("name", "crash"), CASES, ids=[f"{name} at {crash}" for name, crash in CASES])
-async def test_a_journey_survives_the_kill_of_its_process(stage: Stage, name: str, crash: str) -> None:
+@pytest.mark.parametrize(
+    ("ledger", "case"), halves(*(f"{name} at {crash}" for name, crash in CASES)), indirect=["ledger"]
+)
+async def test_a_journey_survives_the_kill_of_its_process(stage: Stage, case: str) -> None:
+    name, crash = case.split(" at ")
     relay = Relay(stage, JOURNEYS[name])
     await relay.rehearse()
     if relay.journey.before is not None:

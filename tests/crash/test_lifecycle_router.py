@@ -116,7 +116,7 @@ async def test_an_event_survives_a_crash_at_every_named_point(world: World, ambi
         await world.judge(point, asks=True, ambiguous=ambiguous)
 
 
-@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("asks", [True, pytest.param(False, marks=pytest.mark.torture)])
 async def test_an_event_survives_a_crash_at_every_store_boundary(world: World, asks: bool) -> None:
     """LA-68."""
     boundary = 1

@@ -7,13 +7,14 @@ output is that of a journey nobody interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from tests.crash.journeys import JOURNEYS, place
 from tests.crash.lives import Relay, process
-from tests.stage import Stage
+from tests.stage import Stage, halves
 
 from holdfast.testing import crash
 from holdfast.testing.boundaries import Boundaries
@@ -30,26 +31,30 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
     return stage
 
 
-@pytest.mark.parametrize(
-    "passes",
-    [
-        pytest.param("ends", id="first and last pass"),
-        pytest.param("all", id="each pass", marks=[pytest.mark.torture, pytest.mark.timeout(600)]),
-    ],
-)
+@pytest.mark.parametrize(("ledger", "name"), halves(*JOURNEYS), indirect=["ledger"])
+async def test_a_journey_survives_a_crash_at_every_named_point(stage: Stage, name: str) -> None:
+    await crash_everywhere(stage, name, lambda count: {1, count})
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", JOURNEYS)
-async def test_a_journey_survives_a_crash_at_every_named_point(stage: Stage, name: str, passes: str) -> None:
+async def test_a_journey_survives_a_crash_at_each_pass_of_every_named_point(stage: Stage, name: str) -> None:
+    await crash_everywhere(stage, name, lambda count: range(1, count + 1))
+
+
+async def crash_everywhere(stage: Stage, name: str, passes: Callable[[int], Iterable[int]]) -> None:
     relay = Relay(stage, JOURNEYS[name])
     passed = await relay.rehearse()
     assert len(passed) > 8
     for point, count in passed.items():
-        for hit in sorted({1, count}) if passes == "ends" else range(1, count + 1):
+        for hit in sorted(passes(count)):
             died = await relay.die(f"{point}:{hit}", lambda _, at=(point, hit): crash(*at, "raise"))
             assert died or hit > 1 or point.startswith("lock.")
     await process(stage, relay.journey, relay.finish)
 
 
-@pytest.mark.parametrize("name", JOURNEYS)
+@pytest.mark.parametrize(("ledger", "name"), halves(*JOURNEYS), indirect=["ledger"])
 async def test_a_journey_survives_a_crash_at_every_store_boundary(stage: Stage, name: str) -> None:
     relay = Relay(stage, JOURNEYS[name])
     await relay.rehearse()

@@ -160,14 +160,14 @@ async def judge(desk: Counter, shop: Shop, dead: Round) -> None:
 
 async def left(desk: Counter, name: str) -> tuple[int, int, int]:
     """How many orders, events and records there are of a request."""
-    placed = (await desk.world.orders()).count(name)
-    topics = 0
+    placed, emitted = (await desk.world.orders()).count(name), await desk.world.events()
+    topics: list[str] = []
     for _ in range(HORIZON_TRIES):
-        topics = [event async for event in events(desk.guard.database)].count(name)
-        if topics >= placed:
+        topics = [event async for event in events(desk.guard.database)]
+        if len(topics) >= emitted:
             break
         await asyncio.sleep(HORIZON_SECONDS)
-    return placed, topics, int(await desk.record(name) is not None)
+    return placed, topics.count(name), int(await desk.record(name) is not None)
 
 
 async def events(database: Any) -> AsyncIterator[str]:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from tests.flow.commandline import ask, command, tell
 
-from holdfast.idempotency import Idempotency, IdempotencyConfig, Principal, RouteRule, shared_principal
+from holdfast.cli.main import invoke
+from holdfast.core.clock import SystemClock
+from holdfast.core.keyring import KeyRing
+from holdfast.idempotency import Idempotency, IdempotencyConfig, Principal, RouteRule, keys, shared_principal
 from holdfast.idempotency.errors import KeyReused, OutcomeUnknown
+from holdfast.store import Tx, open_database
+
+T = TypeVar("T")
 
 SECRET = b"k" * 32
 WHO = Principal("ann@example.com", "acme")
@@ -22,10 +30,15 @@ KEY = "a-key-nobody-may-see"
 SECRETS = base64.b64encode(SECRET).decode()
 
 
+SEALING = b"s" * 32
+CIPHER = f"2:{base64.b64encode(SEALING).decode()}"
+
+
 def guard(ledger: str, **rule: Any) -> Idempotency:
     rule.setdefault("path", None)
-    config = IdempotencyConfig(principal=shared_principal("x"), secrets=[SECRET], rule=RouteRule(**rule))
-    return Idempotency(ledger, config)
+    settings = {name: rule.pop(name) for name in ("cipher", "key_format", "secrets") if name in rule}
+    settings.setdefault("secrets", [SECRET])
+    return Idempotency(ledger, IdempotencyConfig(principal=shared_principal("x"), rule=RouteRule(**rule), **settings))
 
 
 def once(
@@ -111,6 +124,36 @@ def test_a_key_is_found_by_itself(ref: str, ledger: str, monkeypatch: pytest.Mon
     assert ask("keys", "show", *named[:-1], "another-key", "--db", ledger).code == 1
 
 
+def test_a_key_is_found_as_the_guard_has_read_it(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In quotes, a UUID in any case, and under an older secret."""
+    monkeypatch.setenv("HOLDFAST_IDEMPOTENCY_SECRETS", f"{base64.b64encode(b'n' * 32).decode()},{SECRETS}")
+    uuid = "C9B421E1-0130-7A6F-9C2B-346A3B0D935C"
+    once(ledger, paid, key=uuid, key_format="uuid", name="of a uuid")
+    once(ledger, paid, key='the "first" key', name="of one with quotes")
+    for key, name in (
+        (uuid, "of a uuid"), (f'"{uuid.lower()}"', "of a uuid"), ('the "first" key', "of one with quotes"),
+        (r'"the \"first\" key"', "of one with quotes"),
+    ):  # fmt: skip
+        shown = tell("keys", "show", "--principal", WHO.subject, "--tenant", WHO.tenant, "--key", key, "--db", ledger)
+        assert shown["route"] == name
+
+
+def test_a_key_of_a_route_is_found(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `key_scope="route"` the method and the route are part of what it is found by."""
+    monkeypatch.setenv("HOLDFAST_IDEMPOTENCY_SECRETS", SECRETS)
+    named = ("--principal", WHO.subject, "--tenant", WHO.tenant, "--key", KEY, "--db", ledger)
+    once(ledger, paid, name="charge", key_scope="route")
+    once(ledger, paid, name="refund", key="another-key-altogether")
+    shown = tell("keys", "show", *named)
+    assert shown["route"] == "charge"
+    once(ledger, paid, name="refund", key_scope="route")
+    several = ask("keys", "show", *named)
+    assert (several.code, several.out) == (2, "")
+    assert "CALL charge" in several.err
+    assert shown["ref"] in several.err
+    assert "CALL refund" in several.err
+
+
 def test_a_body_is_written_and_that_is_audited(ref: str, ledger: str) -> None:
     shown = command("keys", "show", ref, "--body", "--actor", "ann", "--db", ledger)
     assert (shown.code, shown.out) == (0, paid().decode())
@@ -145,6 +188,33 @@ def test_an_operator_gives_the_answer(unknown: str, ledger: str, tmp_path: Path)
     shown = tell("keys", "decide", unknown, "--result", file, "--reason", "the bank has it", "--db", ledger)
     assert (shown["state"], shown["status"]) == ("completed", 200)
     assert once(ledger, lost) == (b"found at the bank", True)
+
+
+def test_an_operators_answer_is_sealed_as_the_guard_seals(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HX-18: with a cipher the tables hold no body in clear, whoever wrote it."""
+    sealing = {"cipher": KeyRing(current=(2, SEALING))}
+    once(ledger, paid, key="a-key-that-is-settled", **sealing)
+    with pytest.raises(RuntimeError):
+        once(ledger, lost, on_5xx="ambiguous", **sealing)
+    (item,) = tell("keys", "list", "--state", "unknown", "--db", ledger)["items"]
+    file = tmp_path / "answer.json"
+    file.write_text(json.dumps({"status": 200, "headers": [["X-Found", "yes"]], "body": "found at the bank"}))
+    decide = ("keys", "decide", item["ref"], "--result", file, "--reason", "the bank has it", "--db", ledger)
+    for wrong in ("", f"2:{base64.b64encode(b'w' * 32).decode()}", f"1:{base64.b64encode(SEALING).decode()}"):
+        monkeypatch.setenv("HOLDFAST_IDEMPOTENCY_CIPHER", wrong)
+        refused = ask(*decide)
+        assert refused.code == 2, "no cipher, or not the guard's"
+        assert "cipher" in refused.err
+    monkeypatch.setenv("HOLDFAST_IDEMPOTENCY_CIPHER", CIPHER)
+    assert tell(*decide)["state"] == "completed"
+    assert [b"bank" in each for each in bodies(ledger)] == [False, False]
+    assert once(ledger, lost, **sealing) == (b"found at the bank", True)
+    out = io.TextIOWrapper(io.BytesIO())
+    with redirect_stdout(out):
+        assert invoke(["keys", "show", item["ref"], "--body", "--db", ledger]) == 0
+    assert out.buffer.getvalue() == b"found at the bank"
 
 
 def test_an_operator_says_it_happened(unknown: str, ledger: str) -> None:
@@ -224,18 +294,31 @@ def test_a_lapse_is_seen_without_a_request(ledger: str) -> None:
 
 
 def audit(ledger: str) -> list[tuple[str, str]]:
-    from holdfast.core.clock import SystemClock
-    from holdfast.idempotency import keys
-    from holdfast.store import open_database
+    async def read(tx: Tx) -> list[tuple[str, str]]:
+        page = await keys.list(tx)
+        rows = [row for record in page.items for row in await keys.trail(tx, record.record_id)]
+        return [(row.action, row.actor) for row in rows]
 
-    async def read() -> list[tuple[str, str]]:
+    return look(ledger, read)
+
+
+def bodies(ledger: str) -> list[bytes]:
+    """Header blocks and bodies as the tables hold them."""
+
+    async def read(tx: Tx) -> list[bytes]:
+        records = [await keys.get(tx, each.key_id) for each in (await keys.list(tx)).items]
+        return [each.sealed.headers + (each.sealed.body or b"") for each in records if each is not None and each.sealed]
+
+    return look(ledger, read)
+
+
+def look(ledger: str, read: Callable[[Tx], Awaitable[T]]) -> T:
+    async def run() -> T:
         database = await open_database(ledger, clock=SystemClock())
         try:
             async with database.read() as tx:
-                page = await keys.list(tx)
-                rows = [row for record in page.items for row in await keys.trail(tx, record.record_id)]
+                return await read(tx)
         finally:
             await database.close()
-        return [(row.action, row.actor) for row in rows]
 
-    return asyncio.run(read())
+    return asyncio.run(run())

@@ -107,6 +107,23 @@ def test_without_its_extra_it_says_which(module: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("module", ["fastapi", "starlette"])
+def test_what_needs_a_framework_says_so_in_a_line(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("holdfast.cli.bench.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    answer = ask("bench", "idempotency", "--quick")
+    assert (answer.code, answer.out) == (2, "")
+    assert module in answer.err
+    assert "pip install fastapi" in answer.err
+    if module == "fastapi":
+        answer = ask("demo")
+        assert answer.code == 2
+        assert "fastapi: pip install fastapi" in answer.out
+
+
 def test_demo_hands_on_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     import holdfast.cli.demo
 

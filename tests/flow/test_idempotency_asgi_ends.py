@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,6 +279,19 @@ async def test_a_simulated_crash_tidies_nothing_up() -> None:
         with crash("handler.entered", action="raise"), pytest.raises(Crashed):
             await shop.app(made.scope, made.receive, made.send)
         assert (app.runs, shop.events) == (0, [])
+
+
+@pytest.mark.parametrize("point", ["batch.begun", "batch.inserted", "batch.committed"])
+@pytest.mark.parametrize("hit", [1, 2], ids=["claim", "settle"])
+async def test_a_simulated_crash_of_the_journal_is_one_to_the_request(point: str, hit: int, tmp_path: Path) -> None:
+    """And the guard stops at once: nothing of what it held can end any more, and its clock stands still."""
+    app = Counting()
+    async with asyncio.timeout(60), guarded(app, str(tmp_path / "ledger.db")) as shop:
+        made = shop.call(K)
+        with crash(point, hit=hit, action="raise"), pytest.raises(Crashed):
+            await shop.app(made.scope, made.receive, made.send)
+        assert (app.runs, shop.events) == (hit - 1, [])
+        await shop.guard.stop()
 
 
 async def test_a_handler_over_its_time_is_cancelled_and_answered_for(target: str) -> None:

@@ -84,6 +84,20 @@ async def test_principals_share_no_key(store: LocalStore, clock: ManualClock) ->
         assert first.ticket.scope_ref != second.ticket.scope_ref
 
 
+async def test_a_strangers_key_takes_the_way_of_one_that_nobody_has(store: LocalStore, clock: ManualClock) -> None:
+    """HX-29: the same statements."""
+    async with store.opened(clock=clock) as database:
+        it = Wired(Line(database))
+        await it.guard.settle(await it.held("theirs", who="user-2"), CREATED)
+        ways = []
+        for key in ("theirs", "nobodys"):
+            it.line.calls.clear()
+            held = await it.held(key)
+            ways.append((held.attempt, list(it.line.calls)))
+        assert ways[0] == ways[1]
+        await it.guard.stop(timedelta(0))
+
+
 async def test_a_key_of_a_route_is_another_on_another_route(store: LocalStore, clock: ManualClock) -> None:
     rule = RouteRule(key_scope="route")
     async with desk(store, clock) as it:
@@ -453,12 +467,26 @@ async def undone(it: Desk, held: Held) -> None:
 # --- opening, stopping, belonging ---
 
 
-def test_a_ledger_in_memory_must_be_wanted() -> None:
-    """HA-42."""
+MEMORY = (":memory:", "file::memory:", "file::memory:?cache=shared", "file:keys?mode=memory", "file:%3Amemory%3A")
+
+
+@pytest.mark.parametrize("name", [*MEMORY, "", "file:"])
+def test_a_ledger_in_memory_must_be_wanted(name: str) -> None:
+    """HA-42, however it is spelled."""
     with pytest.raises(ConfigError) as refused:
-        Idempotency(":memory:", config())
+        Idempotency(name, config())
     assert refused.value.code == "config.memory_store"
-    Idempotency(":memory:", config(allow_memory=True))
+    Idempotency(name, config(allow_memory=True))
+
+
+async def test_a_ledger_in_memory_is_one_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in MEMORY:
+        async with Idempotency(name, config(allow_memory=True)) as guard:
+            assert guard.database.label == ":memory:"
+    with pytest.raises(ConfigError):
+        await Idempotency("file:keys.db", config()).start()
+    assert os.listdir(tmp_path) == [], "no file has such a name"
 
 
 def test_mode_transaction_needs_a_unit() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from tests.flow.exchanges import Counting, ask
-from tests.flow.guards import CREATED, Desk, Line, Wired, over, turns, until
+from tests.flow.guards import CREATED, SECRET, Desk, Line, Wired, over, turns, until
 
 from holdfast.core import trace
 from holdfast.idempotency import IdempotencyMiddleware
@@ -18,6 +20,7 @@ from holdfast.idempotency.errors import StoreUnavailable
 from holdfast.idempotency.opened import Opened
 from holdfast.idempotency.rules import RouteRule
 from holdfast.idempotency.values import Completed, InFlight, Replay, State, Tombstone
+from holdfast.store.sqlite import SqliteDatabase
 from holdfast.testing import ManualClock
 from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
@@ -99,6 +102,27 @@ async def test_a_ledger_that_hangs_is_not_waited_for(it: Wired, clock: ManualClo
         await asking
     it.line.resume()
     await over(it, clock, lambda: not it.guard.events.pending())
+
+
+async def test_a_file_that_another_process_keeps_is_not_waited_for_longer(tmp_path: Path, clock: ManualClock) -> None:
+    """HX-82: with several secrets a claim is a block, which waits for its turn to write."""
+    path = str(tmp_path / "ledger.db")
+    async with LocalStore(path, tmp_path / "owners").opened(clock=clock) as database:
+        it = Desk(database, secrets=[SECRET, b"another secret of thirty-two byte"])
+        await it.guard.start()
+        other = apsw.Connection(path)
+        other.execute("BEGIN IMMEDIATE")
+        asking = asyncio.ensure_future(it.ask())
+        assert isinstance(database, SqliteDatabase)
+        await until(lambda: database.turn.taken)
+        await clock.advance(2 * SECOND)
+        with pytest.raises(StoreUnavailable):
+            await asking
+        other.execute("ROLLBACK")
+        other.close()
+        assert await it.count() == 0
+        assert (await it.held()).attempt == 1
+        await it.guard.stop(timedelta(0))
 
 
 async def test_a_request_that_is_cancelled_while_it_claims_holds_nothing(it: Wired, clock: ManualClock) -> None:

@@ -28,6 +28,7 @@ from holdfast.idempotency.values import (
     State,
     Undecided,
 )  # fmt: skip
+from holdfast.store.owners import Alive, probe
 from holdfast.testing import Crashed, ManualClock
 from holdfast.testing.store_contract import LocalStore
 
@@ -261,6 +262,33 @@ async def test_the_configured_rule_asks_about_executions_of_other_processes(
         die(dead)
         assert await no.guard.sweep() == Sweep(), "it knows no rule to ask by"
         assert await it.guard.sweep() == Sweep(reconciled=1)
+
+
+@pytest.mark.parametrize("by", ["a retry", "a sweep"])
+async def test_an_execution_is_asked_about_while_nobody_has_the_dead_owners_lock(
+    by: str, ledger: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    """Whoever asks the engine finds that the owner is dead, as it is."""
+    alive: list[bool] = []
+
+    async def attach(id: str) -> Any:
+        async with it.guard.database.read() as tx:
+            row = next(each for each in await tx.all("owners.list") if each.owner_id == owner)
+        found = probe(row)
+        alive.append(isinstance(found, Alive) or row.lease_until > clock.now())
+        return CREATED
+
+    rule = RouteRule(mode="execution", attach=attach, path="/orders")
+    store = LocalStore(ledger, tmp_path / "owners")
+    async with desk(store, clock, rule=None, routes=(rule,)) as it, desk(store, clock) as dead:
+        await dead.held(rule=rule)
+        owner = dead.guard.database.owner.id
+        die(dead)
+        if by == "a retry":
+            assert isinstance(await it.ask(rule=rule), Replay)
+        else:
+            assert await it.guard.sweep() == Sweep(reconciled=1)
+    assert alive == [False]
 
 
 # --- pruning ---

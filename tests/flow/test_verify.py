@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.flow.tamper import change, is_postgres, look, until
-from tests.stage import Stage
+from tests.stage import Stage, halves
 
 import holdfast
 from holdfast.core.errors import HoldfastError
@@ -191,7 +191,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize(("ledger", "case"), halves(*BROKEN), indirect=["ledger"])
 async def test_a_broken_row_is_named(stage: Stage, case: str) -> None:
     """DX-85."""
     statement, table, code = BROKEN[case]

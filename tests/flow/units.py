@@ -100,15 +100,22 @@ class World:
 
     async def orders(self) -> list[str]:
         """What is in the application's table, seen from outside."""
+        return await self._select(SELECT)
+
+    async def events(self) -> int:
+        """How many events are in the outbox, readable yet or not."""
+        return len(await self._select("SELECT id FROM idem_outbox"))
+
+    async def _select(self, statement: str) -> list[Any]:
         if self.pool is not None:
-            return [row[0] for row in await self.pool.fetch(SELECT)]
+            return [row[0] for row in await self.pool.fetch(statement)]
         if self.engine is not None:
             async with self.engine.connect() as connection:
-                return list((await connection.execute(text(SELECT))).scalars())
+                return list((await connection.execute(text(statement))).scalars())
         if self.kind == "apsw":
-            return [row[0] for row in apsw.Connection(self.target).execute(SELECT)]
+            return [row[0] for row in apsw.Connection(self.target).execute(statement)]
         with contextlib.closing(sqlite3.connect(self.target)) as file:  # the library that the application uses
-            return [row[0] for row in file.execute(SELECT)]
+            return [row[0] for row in file.execute(statement)]
 
 
 @asynccontextmanager
@@ -230,9 +237,9 @@ class Counter:
     async def left(self) -> tuple[list[str], list[str], list[str]]:
         """What is there: orders, events, states of records."""
         found = [record.state.name for record in await self.records()]
-        orders, topics = await self.world.orders(), await self.topics()
+        orders, events, topics = await self.world.orders(), await self.world.events(), await self.topics()
         for _ in range(HORIZON_TRIES):
-            if len(topics) >= len(orders):
+            if len(topics) >= events:
                 break
             await asyncio.sleep(HORIZON_SECONDS)
             topics = await self.topics()

@@ -163,13 +163,5 @@ async def emit(target: str, run: str, name: str, amount: str) -> None:
     await database.close()
 
 
-async def emit_one(target: str, amount: str) -> None:
-    """Emit one and the same receipt many times, each time in a transaction of its own, and say how each ended."""
-    database = await open_database(target, clock=SystemClock())
-    for _ in range(int(amount)):
-        say(type(await Sequencer(database).emit(draft("k", run="A"), mode="strict")).__name__)
-    await database.close()
-
-
 if __name__ == "__main__":
     asyncio.run(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from holdfast.core.clock import Clock, SystemClock
-from holdfast.core.errors import Closed, ConfigError, SchemaMismatch, StoreError
+from holdfast.core.errors import Busy, Closed, ConfigError, SchemaMismatch, StoreError
 from holdfast.execution.journal import PLAN
-from holdfast.store import StoreSettings, open_database
+from holdfast.store import StoreSettings, foreign, open_database
 from holdfast.store.adopt import translate
 from holdfast.store.database import Append, Database
 from holdfast.store.foreign import open_sqlite3
@@ -120,6 +120,30 @@ async def test_a_busy_file_is_waited_for_off_the_loop(store: ForeignStore) -> No
         async with database.write() as tx:
             await tx.run("ledger.put", [("a", b"1")])
         other.close()
+
+
+async def test_who_waits_for_a_busy_file_can_be_cancelled(store: ForeignStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with store.opened() as database:
+        other = sqlite3.connect(store.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.ensure_future(note(database, "a"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        monkeypatch.setattr(foreign, "BUSY_MS", 10)
+        with pytest.raises(Busy):
+            await note(database, "b")
+        other.execute("COMMIT")
+        other.close()
+        async with database.read() as tx:
+            assert [await tx.one("ledger.get", name=name) for name in "ab"] == [None, None]
+
+
+async def note(database: Database, name: str) -> None:
+    async with database.write() as tx:
+        await tx.run("ledger.put", [(name, b"1")])
 
 
 async def test_a_share_is_given_and_taken_back(store: ForeignStore) -> None:

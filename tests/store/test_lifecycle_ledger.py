@@ -1,4 +1,4 @@
-"""The ledger of receipts: identity, numbers, replays, conflicts, claims, recovery, pruning, on every database."""
+"""Receipts in the ledger, on every database (LA-46): identity, numbers, replays, conflicts, claims, recovery."""
 
 from __future__ import annotations
 
@@ -162,18 +162,6 @@ async def test_processes_share_a_counter(store: LocalStore) -> None:
     async with store.opened() as database:
         assert await peek(database, "A") == 41
         assert await verified(database) == ledger.Verified(1, 41)
-
-
-@files
-async def test_many_processes_emit_one_key(store: LocalStore) -> None:
-    """LA-35."""
-    async with store.opened():
-        pass
-    programs = [Program("emit_one", store.target, 50) for _ in range(4)]
-    said = [word for program in programs for word in program.finish()]
-    assert sorted(said) == ["Inserted", *["Replayed"] * 199]
-    async with store.opened() as database:
-        assert await peek(database, "A") == 1
 
 
 # --- sharing transactions -----------------------------------------------------------------------------

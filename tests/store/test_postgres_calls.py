@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 from typing import Any
@@ -99,6 +100,15 @@ def test_statements_that_must_see_one_another_are_steps_of_a_function(names: tup
     if names[0] == "create":
         steps.insert(0, recipe.definition.index("INSERT INTO e"))
     assert steps == sorted(steps), "creates, guard, writes"
+
+
+def test_a_lone_append_without_a_guard_is_a_function_of_its_statements() -> None:
+    known = statements(create=CREATE, write=WRITE)
+    recipe = lone("f", Plan("p", ("create",), "", ("write",)), ("create", "write"), known, {})
+    assert recipe is not None
+    assert (recipe.guarded, recipe.single, recipe.names) == (False, True, ("create", "write"))
+    assert recipe.call == "SELECT * FROM pg_temp.f($1, $2, $3)"
+    assert "holdfast_count <>" not in recipe.definition
 
 
 @pytest.mark.parametrize("bad", ["guard", "create", "write"])
@@ -309,6 +319,19 @@ async def test_lanes_that_were_not_needed_yet_are_made_ready(pg: PostgresDatabas
     twins = [each for each in await executions(pg, 2 * pg.lanes) if each % pg.lanes == 1]
     assert all(await put(pg, *(entry(pg, each, 0) for each in twins)))
     assert others == []
+
+
+async def test_a_batch_waits_for_a_lane_that_is_being_made_ready(pg: PostgresDatabase) -> None:
+    [pk] = [each for each in await executions(pg, pg.lanes) if each % pg.lanes == 1]
+    lane = pg._lanes[1]
+    making = asyncio.ensure_future(lane.prepare([PLAN]))
+    await asyncio.sleep(0)
+    assert lane._preparing is not None
+    assert all(await put(pg, entry(pg, pk, 0)))
+    await making
+    link = lane._link
+    await lane.prepare([PLAN])
+    assert lane._link is link, "a lane that is in use is ready"
 
 
 async def test_combinations_beyond_count_take_the_function_of_their_plan(

@@ -379,6 +379,28 @@ async def test_another_process_that_writes_does_not_hold_up_the_loop(path: str, 
         assert other.finish() == ["done"]
 
 
+async def test_who_waits_for_another_process_can_be_cancelled_and_commits_nothing(path: str) -> None:
+    async with notes(path) as database:
+        other = apsw.Connection(path)
+        other.execute("BEGIN IMMEDIATE")
+
+        async def block() -> None:
+            async with database.write() as tx:
+                await tx.run("notes.add", [(1, 0, b"", 1)])
+
+        waiting = asyncio.ensure_future(block())
+        await until(lambda: database.turn.taken)
+        waiting.cancel()
+        # The file is still held: only a cancellation that is heard at once comes back.
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not database.turn.taken
+        other.execute("ROLLBACK")
+        other.close()
+        await put(database, [note(1, 1)])
+        assert await listed(database, 1) == [1]
+
+
 async def test_a_file_that_stays_busy_is_an_error_in_the_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with notes(path) as database:
         monkeypatch.setattr(sqlite, "BUSY_S", 0.05)

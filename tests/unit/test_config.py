@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.config import check, config_path, ledger_target, load, setting
+from holdfast.core.config import check, config_path, in_memory, ledger_target, load, setting
 from holdfast.core.errors import ConfigError
 from holdfast.execution.config import DurableConfig
 
@@ -205,3 +205,15 @@ def test_the_ledger_is_named_or_configured_or_the_users_own(tmp_path: Path, file
     file.write_text("db = 3")
     with pytest.raises(ConfigError, match="db is not"):
         ledger_target(None, file, environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        (":memory:", True), ("", True), ("file:", True), ("file::memory:", True), ("file:%3Amemory%3A?x=1", True),
+        ("file:x?cache=shared&mode=memory", True), ("file:x?mode=memory#y", True), ("file:x?mode=rwc", False),
+        ("file:x#?mode=memory", False), ("x.db", False), (":memory", False), ("postgresql://h/d?mode=memory", False),
+    ],
+)  # fmt: skip
+def test_a_ledger_in_memory_is_known_by_its_name(name: str, memory: bool) -> None:
+    assert in_memory(name) is memory

@@ -86,6 +86,13 @@ def test_what_does_not_count_may_differ(changes: dict[str, Any]) -> None:
     assert fingerprint(replace(PUBLISHED, **changes)) == fingerprint(PUBLISHED)
 
 
+def test_a_long_path_counts_as_a_short_one_does() -> None:
+    long = replace(PUBLISHED, raw_path=b"/" + b"a" * 1_000)
+    assert fingerprint(long) == fingerprint(long) != fingerprint(replace(long, raw_path=b"/" + b"a" * 999))
+    bare = replace(PUBLISHED, headers=((b"if-match", ()),), raw_path=b"/pay")
+    assert fingerprint(bare) == fingerprint(bare) != fingerprint(replace(bare, raw_path=b"/play"))
+
+
 def test_a_version_from_later_is_not_guessed_at() -> None:
     with pytest.raises(RecordUnreadable) as caught:
         fingerprint(PUBLISHED, version=2)

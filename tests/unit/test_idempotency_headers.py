@@ -345,3 +345,26 @@ def test_a_head_that_may_not_be_sent_again_is_not_keepable() -> None:
     assert keepable(200, [(b"X", b" a ")], RouteRule()) == [(b"x", b"a")]
     for status, field in ((600, (b"x", b"a")), (200, (b"x y", b"a")), (200, (b"x", b"a\nb"))):
         assert keepable(status, [field], RouteRule()) is None
+
+
+def test_names_of_fields_are_remembered_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "NAMES_MAX", 2)
+    rule = RouteRule(header_deny=("x-never",))
+    lines = [(b"X-A", b"1"), (b"X-Never", b"2"), (b"x-b", b"3"), (b"x-" + b"c" * 200, b"4"), (b"proxy-x", b"5")]
+    kept = [(b"x-a", b"1"), (b"x-b", b"3"), (b"x-" + b"c" * 200, b"4")]
+    for _ in range(3):
+        assert keepable(200, lines, rule) == kept == filter_headers(lines, rule)
+        assert len(fields._fates(rule.header_deny, True)) <= 2
+
+
+def test_what_connection_names_is_not_keepable_either() -> None:
+    lines = [(b"a", b"1"), (b"connection", b"close, A"), (b"set-cookie", b"x=1"), (b"b", b"2")]
+    assert keepable(200, lines, RouteRule()) == [(b"b", b"2")]
+
+
+def test_markers_of_the_handler_are_taken_out_with_its_control() -> None:
+    marked = [(b"Idempotency-Replayed", b"true"), (b"a", b"1"), (b"idempotent-replayed", b"x")]
+    assert parse_control(marked) == (fields.NOTHING_SAID, [(b"a", b"1")])
+    control, rest = parse_control([*marked, (b"idempotency-control", b"no-store")])
+    assert control.no_store
+    assert rest == [(b"a", b"1")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from holdfast.core.errors import ConfigError
 from holdfast.idempotency.errors import KeyInvalid, RequestInvalid
 from holdfast.idempotency.identity import (
+    Names,
     derived_key,
     execution_id,
     key_id,
@@ -27,6 +29,7 @@ from holdfast.idempotency.identity import (
     record_id,
     scope_id,
     shared_principal,
+    spellings,
     weak_key,
 )
 from holdfast.idempotency.rules import IdempotencyConfig
@@ -73,6 +76,7 @@ def test_the_ids_are_those_of_the_published_vector() -> None:
 def test_joined_parts_carry_their_lengths() -> None:
     assert lp() == b""
     assert lp("é", b"\x00") == b"\0\0\0\0\0\0\0\x02\xc3\xa9" + b"\0\0\0\0\0\0\0\x01\0"
+    assert lp("a", b"b" * 300) == b"\0\0\0\0\0\0\0\x01a" + b"\0\0\0\0\0\0\x01\x2c" + b"b" * 300
 
 
 anything = st.text(max_size=6) | st.binary(max_size=6)
@@ -105,6 +109,23 @@ def test_ids_differ_by_secret_payload_and_step() -> None:
     assert key_id(SECRET, ACME, "k") != key_id(SECRET[::-1], ACME, "k")
     assert record_id(SECRET, ACME, "k", PRINT) != record_id(SECRET, ACME, "k", PRINT[::-1])
     assert derived_key(b"r" * 16, "a") != derived_key(b"r" * 16, "b") != derived_key(b"q" * 16, "b")
+
+
+@pytest.mark.parametrize("size", [32, 64, 65, 200])
+def test_ids_are_made_by_hmac_whatever_the_length_of_the_secret(size: int) -> None:
+    secret = bytes(range(size))
+    assert scope_id(secret, ACME) == hmac.digest(secret, lp("holdfast.scope.v1", "acme", "user-1"), "sha256")[:16]
+
+
+@given(who, words, st.integers(1, 3))
+def test_the_names_of_a_principal_are_the_ids(one: Principal, key: str, count: int) -> None:
+    secrets = [bytes((number,)) * 32 for number in range(count)]
+    names = Names(secrets, one)
+    assert names.scope_ids == tuple(scope_id(secret, one) for secret in secrets)
+    assert names.key_ids(key) == tuple(key_id(secret, one, key) for secret in secrets)
+    route = ("POST", "/a")
+    assert names.key_ids(key, route=route) == tuple(key_id(secret, one, key, route=route) for secret in secrets)
+    assert names.record_id(SECRET, key, PRINT) == record_id(SECRET, one, key, PRINT)
 
 
 # --- the key header ---------------------------------------------------------------------------------
@@ -463,3 +484,21 @@ def test_one_bucket_may_be_shared_deliberately() -> None:
     assert one({}) == one({"client": ("192.0.2.1", 1)}) == Principal("cron")
     with pytest.raises(ConfigError):
         shared_principal(" ")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("order-17", ("order-17",)),
+        (' "order 17"\t', ("order 17", '"order 17"', ' "order 17"\t')),
+        (r'"a\"b\\c"', ('a"b\\c', r'"a\"b\\c"')),
+        (
+            "C9B421E1-0130-7A6F-9C2B-346A3B0D935C",
+            ("C9B421E1-0130-7A6F-9C2B-346A3B0D935C", "c9b421e1-0130-7a6f-9c2b-346a3b0d935c"),
+        ),
+        ('"', ('"',)),
+        ("schl\u00fcssel", ("schl\u00fcssel",)),
+    ],
+)
+def test_a_key_that_somebody_wrote_down_may_be_one_of_these(written: str, read: tuple[str, ...]) -> None:
+    assert spellings(written) == read

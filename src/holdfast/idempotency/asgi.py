@@ -14,7 +14,6 @@ import msgspec
 
 from holdfast.idempotency.declare import Rulebook
 from holdfast.idempotency.exchange import Exchange, respond
-from holdfast.idempotency.lateness import Lateness
 from holdfast.idempotency.request import FieldNames, Site
 from holdfast.idempotency.rules import RouteRule, route_path
 from holdfast.idempotency.run import IN_SCOPE
@@ -58,7 +57,9 @@ class IdempotencyMiddleware:
         self.rulebook = Rulebook(guard.config, app, rule)
         self._policy_path = guard.config.policy_path
         self._names = FieldNames(guard.config)
-        self._site = Site(app, guard, self._names, Lateness(lambda: guard.clock))
+        config = guard.config
+        adds = config.mark_first or config.echo_key or config.expires_header
+        self._site = Site(app, guard, self._names, adds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or IN_SCOPE in scope:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from holdfast.core.clock import Clock
     from holdfast.idempotency import keys
     from holdfast.idempotency.events import Observer
+    from holdfast.idempotency.identity import Names
     from holdfast.idempotency.rules import RouteRule
-    from holdfast.idempotency.values import Principal, Proceed
+    from holdfast.idempotency.values import Proceed
 
 __all__ = ["Claims", "Held", "Ticket"]
 
@@ -47,7 +48,7 @@ class Ticket:
         fingerprint: What the request must not differ in.
         claim_id: This request's own id; a repeated claim is known by it.
         rule: What holds for it.
-        principal: Who asks.
+        names: Names keys and operations of whoever asks.
         key: The key as parsed; never shown.
         method: The request's method, or `CALL`.
         route: The rule's path, else the endpoint's, else `*`.
@@ -56,30 +57,29 @@ class Ticket:
     """
 
     __slots__ = (
-        "claim", "claim_id", "fingerprint", "first_sent_at", "key", "key_ids", "method", "principal", "route", "rule",
+        "claim", "claim_id", "fingerprint", "first_sent_at", "key", "key_ids", "method", "names", "route", "rule",
         "scope_ids",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - what a request is known by, by name
         self,
         *,
+        names: Names,
         key_ids: tuple[bytes, ...],
-        scope_ids: tuple[bytes, ...],
         fingerprint: bytes,
         claim_id: bytes,
         rule: RouteRule,
-        principal: Principal,
         key: str,
         method: str,
         route: str,
         first_sent_at: int | None = None,
     ) -> None:
         self.key_ids = key_ids
-        self.scope_ids = scope_ids
+        self.scope_ids = names.scope_ids
         self.fingerprint = fingerprint
         self.claim_id = claim_id
         self.rule = rule
-        self.principal = principal
+        self.names = names
         self.key = key
         self.method = method
         self.route = route

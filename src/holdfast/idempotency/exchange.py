@@ -138,11 +138,12 @@ class Exchange:
         if rule.key == "forbidden":
             return Refusal("key_forbidden")
         try:
-            key = identity.parse_key(self._headers, guard.config)
+            keys, sent, length = self._site.names.sort(self._headers)
+            key = identity.parse_key(keys, guard.config)
             assert key is not None, "one of its fields is the key's"
-            first_sent_at = identity.parse_first_sent(self._headers, now=guard.clock.now())
+            first_sent_at = identity.parse_first_sent(sent, now=guard.clock.now()) if sent else None
             self._key, self._principal = key, await prove(guard.config, self._scope)
-            if too_long(self._headers, rule.request_bytes_max):
+            if length and too_long(length, rule.request_bytes_max):
                 return self._too_large()
             reading = self._reading = Reading(
                 self._receive, self._scope, self._headers, rule=rule, config=guard.config, clock=guard.clock
@@ -151,7 +152,9 @@ class Exchange:
                 return None
             if not reading.whole:
                 return self._too_large()
-            fingerprint = await reading.fingerprint()
+            fingerprint = reading.fingerprint()
+            if not isinstance(fingerprint, bytes):
+                fingerprint = await fingerprint
         except IdempotencyError as error:
             return self._refusal(error)
         self._ticket = guard.ticket(

@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from holdfast.core.errors import ConfigError
 from holdfast.idempotency.errors import RecordUnreadable, RequestInvalid
-from holdfast.idempotency.identity import lp
+from holdfast.idempotency.identity import framed, lp
 from holdfast.idempotency.rules import Body, IdempotencyConfig, RouteRule, Scope
 from holdfast.idempotency.values import Headers
 
@@ -41,9 +41,11 @@ _PCHARS: Final = "/!$&'()*+,;=:@~"
 _IDENTITY: Final = frozenset({b"", b"identity"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestParts:
     """What of a request counts. Fields are as they were sent; `fingerprint` brings them to one form.
+
+    Made for every request, so not frozen; nobody changes one that is made.
 
     Attributes:
         method: As sent.
@@ -78,31 +80,35 @@ def parts_of(scope: Scope, headers: Headers, rule: RouteRule, config: Idempotenc
         config: Names the fields that count.
     """
     raw_path = scope.get("raw_path")
-    names = _counting(config.fingerprint_headers)
+    names, absent = _counting(config.fingerprint_headers)
     found: dict[bytes, list[bytes]] = {}
+    listed = False
     for name, value in headers:
         lowered = name.lower()
-        if lowered in names:
+        configured = names.get(lowered)
+        if configured is not None:
             found.setdefault(lowered, []).append(value.strip(b" \t"))
+            listed = listed or configured
     return RequestParts(
-        method=scope["method"],
-        raw_path=quote(scope["path"], safe=_PCHARS, errors="surrogateescape").encode()
-        if raw_path is None
-        else raw_path,
-        query=scope.get("query_string", b""),
-        content_type=b", ".join(found.get(b"content-type", ())),
-        content_encoding=b", ".join(found.get(b"content-encoding", ())),
-        headers=tuple([(name, tuple(found.get(name, ()))) for name, configured in names.items() if configured]),
-        form=rule.body,
+        scope["method"],
+        quote(scope["path"], safe=_PCHARS, errors="surrogateescape").encode() if raw_path is None else raw_path,
+        scope.get("query_string", b""),
+        b", ".join(found.get(b"content-type", ())),
+        b", ".join(found.get(b"content-encoding", ())),
+        tuple([(name, tuple(found.get(name, ()))) for name, _ in absent]) if listed else absent,
+        rule.body,
         ignored=config.content_type_ignore,
     )
 
 
 @lru_cache(maxsize=64)
-def _counting(configured: tuple[str, ...]) -> dict[bytes, bool]:
-    """The fields to look for, in order; whether each is a configured one."""
+def _counting(
+    configured: tuple[str, ...],
+) -> tuple[dict[bytes, bool], tuple[tuple[bytes, tuple[bytes, ...]], ...]]:
+    """The fields to look for, and whether each is a configured one; and the configured ones where there are none."""
     names = {name.lower().encode(): True for name in configured}
-    return names | {name: name in names for name in (b"content-type", b"content-encoding")}
+    absent = tuple((name, ()) for name in names)
+    return names | {name: name in names for name in (b"content-type", b"content-encoding")}, absent
 
 
 class Hasher:
@@ -139,21 +145,42 @@ class Hasher:
         if not self.streams:
             self._sum.update(_canonical(replace(self._parts, body=body), self._form))
         parts = self._parts
-        head = lp(
-            parts.method,
-            parts.raw_path.partition(b"?")[0],
-            parts.query,
-            content_type(parts.content_type, parts.ignored),
-            parts.content_encoding.strip(b" \t"),
-            self._form,
-            *[lp(name, *values) if values else _absent(name) for name, values in parts.headers],
-        )
-        return hashlib.sha256(bytes((VERSION,)) + head + self._sum.digest()).digest()
+        size = len(parts.raw_path) + len(parts.query) + len(parts.content_type) + len(parts.content_encoding)
+        usual = size <= USUAL_BYTES_MAX and not any(values for _, values in parts.headers)
+        head = (_usual_head if usual else _head)(
+            parts.method, parts.raw_path, parts.query, parts.content_type, parts.content_encoding, self._form,
+            parts.headers, parts.ignored,
+        )  # fmt: skip
+        return hashlib.sha256(head + self._sum.digest()).digest()
 
 
-@lru_cache(maxsize=256)
-def _absent(name: bytes) -> bytes:
-    return lp(name)
+def _head(  # noqa: PLR0913 - a key of the cache
+    method: str,
+    raw_path: bytes,
+    query: bytes,
+    kind: bytes,
+    coding: bytes,
+    form: str,
+    headers: tuple[tuple[bytes, tuple[bytes, ...]], ...],
+    ignored: frozenset[str],
+) -> bytes:
+    """What of a request is hashed before its body."""
+    return bytes((VERSION,)) + framed(
+        [
+            method.encode("utf-8", "surrogatepass"),
+            raw_path.partition(b"?")[0],
+            query,
+            content_type(kind, ignored),
+            coding.strip(b" \t"),
+            form.encode(),
+            *[framed((name, *values)) for name, values in headers],
+        ]
+    )
+
+
+_usual_head = lru_cache(maxsize=1024)(_head)
+"""Most requests of an application are of a few routes, and differ in their bodies."""
+USUAL_BYTES_MAX: Final = 256
 
 
 def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:
@@ -177,6 +204,8 @@ def _form(parts: RequestParts) -> str:
 
     So does one under a content encoding, whose bytes are neither JSON nor parts before they are decoded.
     """
+    if parts.form == "raw":
+        return "raw"
     if callable(parts.form):
         return "custom"
     if parts.content_encoding.strip(b" \t").lower() in _IDENTITY:

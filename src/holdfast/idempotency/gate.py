@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.core.errors import SchemaMismatch, StoreError, WrongLoop, WrongProcess
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.idempotency.events import Observer
     from holdfast.idempotency.rules import IdempotencyConfig
 
-__all__ = ["Expired", "Gate", "NotAsked", "bounded", "outlast", "unavailable"]
+__all__ = ["Expired", "Gate", "NotAsked", "bounded", "outlast", "resumed", "unavailable"]
 
 T = TypeVar("T")
 
@@ -95,10 +96,17 @@ class Gate:
             StoreError: Trying again will not help.
         """
         try:
-            if seconds is None:
-                result = await self._watch(work())
+            call = work()
+            try:
+                waits_for = call.send(None)
+            except StopIteration as over:  # it never waited, so nobody had to watch the time
+                result: T = over.value
             else:
-                result = await bounded(self._clock, work(), seconds)
+                going_on = resumed(call, waits_for)
+                if seconds is None:
+                    result = await self._watch(going_on)
+                else:
+                    result = await bounded(self._clock, going_on, seconds)
         except INCURABLE:
             raise
         except Expired:
@@ -127,7 +135,7 @@ class Gate:
         finally:
             self._probing = False
 
-    async def _watch(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _watch(self, work: Awaitable[T]) -> T:
         """Run a call for `timeout` at most. All such calls share one timer: the oldest is always the first due."""
         task = asyncio.current_task()
         assert task is not None, "a guard works in tasks"
@@ -209,6 +217,25 @@ async def bounded(clock: Clock, work: Awaitable[T], seconds: float) -> T:
     if expired:  # it came in time after all
         task.uncancel()
     return result
+
+
+@types.coroutine
+def resumed(begun: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that was begun by hand, and now waits for what it gave."""
+    try:
+        while True:
+            try:
+                told = yield waits_for
+            except GeneratorExit:
+                begun.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the coroutine's
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(told)
+    except StopIteration as over:
+        result: T = over.value
+        return result
 
 
 async def outlast(clock: Clock, work: Coroutine[Any, Any, T], seconds: float, name: str) -> asyncio.Task[T] | None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from holdfast.core import points
 from holdfast.core.clock import SystemClock
+from holdfast.core.config import in_memory
 from holdfast.core.errors import ConfigError, StoreError
 from holdfast.core.loops import spawn
 from holdfast.idempotency import claiming, identity, keys, machine, policy, settling
@@ -38,11 +39,11 @@ from holdfast.idempotency.sweep import Sweep, Sweeper
 from holdfast.idempotency.values import Completed, Conflict, InFlight, Proceed, Replay
 from holdfast.idempotency.waits import Waiters
 from holdfast.store import open_database
-from holdfast.store.sqlite import MEMORY
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
     from holdfast.idempotency.idem import Idem
+    from holdfast.idempotency.lateness import Lateness
     from holdfast.idempotency.rules import IdempotencyConfig
     from holdfast.idempotency.unit import Unit
     from holdfast.idempotency.values import Decision, KeyRecord, Once, Outcome, Principal, UnknownReason
@@ -56,8 +57,8 @@ OPEN_MAX_S = 60.0
 """How long an explicit `start` may take: the first one on a large ledger may have to migrate it."""
 WITHDRAWALS_MAX = 5
 """How often a claim of unknown fate is looked for: it may be on its way to the server still."""
-SCOPES_MAX = 4096
-"""Principals whose ids are remembered: they come back, and an id costs a hash per secret."""
+PRINCIPALS_MAX = 4096
+"""Principals whose names are remembered: they come back, and an id costs a hash per secret."""
 RULES_MAX = 1024
 """Routes of mode `execution` that a sweep knows how to ask about."""
 
@@ -90,8 +91,8 @@ class Idempotency:
             clock: Replaces the machine's clock, where the guard opens the ledger itself.
 
         Raises:
-            ConfigError: `:memory:` without `allow_memory` (`config.memory_store`), or a rule of mode `transaction`
-                without `unit` (`config.mode_conflict`).
+            ConfigError: A ledger in memory without `allow_memory` (`config.memory_store`), or a rule of mode
+                `transaction` without `unit` (`config.mode_conflict`).
         """
         self.config = config
         self.unit = unit
@@ -99,7 +100,7 @@ class Idempotency:
         self._target = ""
         if isinstance(database, str | os.PathLike):
             self._target = os.fspath(database)
-            if self._target == MEMORY and not config.allow_memory:
+            if in_memory(self._target) and not config.allow_memory:
                 raise ConfigError(
                     "a ledger in memory forgets every key when the process ends",
                     "give a path or a URL, or allow_memory=True in a test",
@@ -122,7 +123,7 @@ class Idempotency:
         self._opening: asyncio.Task[Opened] | None = None
         self._sweeper: Sweeper | None = None
         self._waiters = Waiters()
-        self._scopes: dict[tuple[str, str], tuple[bytes, ...]] = {}
+        self._names: dict[tuple[str, str], identity.Names] = {}
         self._asking: dict[tuple[str, str], RouteRule] = {}
         self._ruled = rules
 
@@ -191,8 +192,7 @@ class Idempotency:
         opened = self._opened
         if opened is None:
             return False
-        home = opened.home
-        return home.loop is asyncio.get_running_loop() and not home.foreign
+        return opened.home.here
 
     async def _open(self, seconds: float) -> Opened:
         """Open the guard in this loop, or wait until somebody has."""
@@ -280,15 +280,13 @@ class Idempotency:
             fingerprint: What it must not differ in.
             first_sent_at: `Idempotency-First-Sent`, in microseconds, if it was sent.
         """
-        apart = (method, route) if rule.key_scope == "route" else None
-        secrets = self.config.secrets
+        names = self._names.get((principal.tenant, principal.subject)) or self._named(principal)
         ticket = Ticket(
-            key_ids=tuple([identity.key_id(secret, principal, key, route=apart) for secret in secrets]),
-            scope_ids=self._scope_ids(principal),
+            names=names,
+            key_ids=names.key_ids(key, route=(method, route) if rule.key_scope == "route" else None),
             fingerprint=fingerprint,
             claim_id=os.urandom(16),
             rule=rule,
-            principal=principal,
             key=key,
             method=method,
             route=route,
@@ -300,13 +298,10 @@ class Idempotency:
             self.events.weak_key(ticket)
         return ticket
 
-    def _scope_ids(self, principal: Principal) -> tuple[bytes, ...]:
-        who = (principal.tenant, principal.subject)
-        found = self._scopes.get(who)
-        if found is None:
-            if len(self._scopes) >= SCOPES_MAX:
-                self._scopes.clear()
-            found = self._scopes[who] = tuple([identity.scope_id(each, principal) for each in self.config.secrets])
+    def _named(self, principal: Principal) -> identity.Names:
+        if len(self._names) >= PRINCIPALS_MAX:
+            self._names.clear()
+        found = self._names[principal.tenant, principal.subject] = identity.Names(self.config.secrets, principal)
         return found
 
     async def lookup(self, ticket: Ticket) -> Replay | InFlight | Conflict | None:
@@ -317,7 +312,7 @@ class Idempotency:
         """
         return await claiming.look(await self._here(), ticket)
 
-    async def claim(self, ticket: Ticket) -> Held | Replay | InFlight | Conflict:
+    def claim(self, ticket: Ticket) -> Coroutine[Any, Any, Held | Replay | InFlight | Conflict]:
         """Decide about a request: it runs (`Held`), or is answered by the decision.
 
         A cancellation meanwhile takes the claim back before it is raised.
@@ -326,9 +321,12 @@ class Idempotency:
             StoreUnavailable: The ledger cannot be asked; the claim is taken back in the background.
         """
         opened = self._opened
-        if opened is None or opened.closing or not self._is_here():
-            opened = await self._here()
-        return await claiming.claim(opened, ticket)
+        if opened is None or opened.closing or not opened.home.here:
+            return self._open_and_claim(ticket)
+        return claiming.claim(opened, ticket)
+
+    async def _open_and_claim(self, ticket: Ticket) -> Held | Replay | InFlight | Conflict:
+        return await claiming.claim(await self._here(), ticket)
 
     async def observe(self, ticket: Ticket) -> Held | None:
         """Claim for a request that runs in any case: what would have refused it gives None, and is counted."""
@@ -386,13 +384,18 @@ class Idempotency:
         found = await opened.gate.call(look)
         return None if found is None else await opened.unsealed(found)
 
+    @property
+    def lateness(self) -> Lateness | None:
+        """Tells responses that have taken their time; None: the guard has stopped."""
+        return None if self._opened is None else self._opened.lateness
+
     def holds(self, ticket: Ticket) -> bool:
         """Say whether this process holds the key."""
         return self._opened is not None and self._opened.claims.of(ticket.key_id) is not None
 
     # --- what becomes of a claim ---
 
-    async def settle(self, held: Held, outcome: Outcome, *, ttl: timedelta | None = None) -> bool:
+    def settle(self, held: Held, outcome: Outcome, *, ttl: timedelta | None = None) -> Coroutine[Any, Any, bool]:
         """Write an outcome, durable on return; False: refused, because the claim is lost.
 
         When the ledger cannot take it now, it is tried again in the background, and True returned. A cancellation
@@ -405,19 +408,19 @@ class Idempotency:
         """
         if self._opened is None:
             return self._too_late(held)
-        return await settling.settle(self._opened, held, outcome, ttl)
+        return settling.settle(self._opened, held, outcome, ttl)
 
     async def release(self, held: Held) -> bool:
         """Let a claim go without outcome: a retry runs at once. After `mark_irreversible` the key is unknown instead.
 
         The same holds as for `settle`.
         """
-        return self._too_late(held) if self._opened is None else await settling.release(self._opened, held)
+        return await (self._too_late(held) if self._opened is None else settling.release(self._opened, held))
 
     async def mark_unknown(self, held: Held, reason: UnknownReason) -> bool:
         """Say that nobody can tell whether the handler took effect. The same holds as for `settle`."""
         if self._opened is None:
-            return self._too_late(held)
+            return await self._too_late(held)
         return await settling.mark_unknown(self._opened, held, reason)
 
     async def mark_irreversible(self, held: Held) -> bool:
@@ -441,7 +444,7 @@ class Idempotency:
     def unprotected(self, ticket: Ticket) -> Held:
         """Return what stands in for a claim where a rule lets a request run without the ledger."""
         naming = self.config.secrets[0] if self._opened is None else self._opened.naming
-        record_id = identity.record_id(naming, ticket.principal, ticket.key, ticket.fingerprint)
+        record_id = ticket.names.record_id(naming, ticket.key, ticket.fingerprint)
         held = Held(ticket, Proceed(0, 1, record_id))
         held.ended = held.won = True
         return held
@@ -533,7 +536,7 @@ class Idempotency:
 
     # --- within ---
 
-    def _too_late(self, held: Held) -> bool:
+    async def _too_late(self, held: Held) -> bool:
         """Say of a claim that outlived its guard what is said of one that cannot be written: its lease ends it."""
         if not held.ended:
             held.ended = held.won = True

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Final
 
 from holdfast.idempotency.errors import RecordUnreadable
-from holdfast.idempotency.identity import lp
+from holdfast.idempotency.identity import framed
 from holdfast.idempotency.rules import RouteRule
 from holdfast.idempotency.values import Completed, Headers
 
@@ -69,6 +69,7 @@ MARKERS: Final = frozenset({MARKER, MARKER_STRIPE})
 CONTROL: Final = b"idempotency-control"
 OURS: Final = MARKERS | {CONTROL}
 """Fields of a handler's response that are not for its client."""
+_OUR_CHARS: Final = frozenset(map(len, OURS))
 
 _OF_ONE_SENDING: Final = (
     MARKERS
@@ -84,6 +85,8 @@ _DIGESTS: Final = frozenset({b"content-md5", b"digest", b"content-digest", b"rep
 _BODILESS: Final = frozenset({204, 304})
 _STATUSES: Final = range(200, 600)
 
+NAMES_MAX, NAME_BYTES_MAX = 4096, 128
+"""Names of response fields that are remembered, and their size."""
 _BLOCK: Final = b"\x01"
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _UNSENDABLE = re.compile(rb"[\r\n\x00]")
@@ -104,13 +107,47 @@ def filter_headers(headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> H
 
 def keepable(status: int, headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> Headers | None:
     """Return what `filter_headers` does, or None where the head may not be sent again (`storable`)."""
-    fields = _normal(headers)
     if status not in _STATUSES:
         return None
-    for name, value in fields:
-        if _NAME.fullmatch(name) is None or _UNSENDABLE.search(value) is not None:
+    fates = _fates(rule.header_deny, rule.set_cookie != "keep")
+    kept, hops = [], False
+    for name, value in headers:
+        fate = fates[name]
+        if fate is None or b"\n" in value or b"\r" in value or b"\0" in value:
             return None
-    return _filtered(fields, rule)
+        if fate:
+            kept.append((fate, value.strip(b" \t")))
+        elif not hops:
+            hops = name.lower() == b"connection"
+    return _filtered(_normal(headers), rule) if hops else kept
+
+
+class _Fates(dict[bytes, bytes | None]):
+    """What becomes of the fields of responses, by their names as they are sent.
+
+    The name as it is stored; empty: it is not stored; None: it cannot be sent. An application has few names.
+    """
+
+    def __init__(self, denied: frozenset[bytes]) -> None:
+        super().__init__()
+        self._denied = denied
+
+    def __missing__(self, name: bytes) -> bytes | None:
+        lowered = name.lower()
+        fate: bytes | None = None
+        if _NAME.fullmatch(lowered) is not None:
+            dropped = lowered in self._denied or lowered.startswith(_FAMILIES)
+            fate = b"" if dropped else lowered
+        if len(name) <= NAME_BYTES_MAX:
+            if len(self) >= NAMES_MAX:
+                self.clear()
+            self[name] = fate
+        return fate
+
+
+@lru_cache(maxsize=256)
+def _fates(named: tuple[str, ...], cookies: bool) -> _Fates:  # noqa: FBT001 - a key of the cache
+    return _Fates(_denied(named, cookies))
 
 
 def _filtered(fields: Headers, rule: RouteRule) -> Headers:
@@ -175,8 +212,10 @@ def _sendable(name: bytes, value: bytes) -> bool:
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Write fields as one block; names become lower case, values lose outer space."""
-    fields = _normal(headers)
-    return b"".join((_BLOCK, len(fields).to_bytes(4, "big"), *(lp(name, value) for name, value in fields)))
+    parts: list[bytes] = []
+    for name, value in headers:
+        parts += (name.lower(), value.strip(b" \t"))
+    return _BLOCK + (len(parts) // 2).to_bytes(4, "big") + framed(parts)
 
 
 def decode_headers(block: bytes) -> Headers:
@@ -237,19 +276,22 @@ _TTL = re.compile(rb"ttl[ \t]*=[ \t]*([0-9]{1,9})")
 
 
 def parse_control(headers: Headers) -> tuple[Control, Headers]:
-    """Read `Idempotency-Control`, and return the headers without it.
+    """Read `Idempotency-Control`, and return the headers without it and without markers, which are not the handler's.
 
     Directives are separated by commas, in any case; one that is unknown or malformed is passed over, and
     of two lifetimes the shorter counts.
     """
-    values = [value for name, value in headers if len(name) == len(CONTROL) and name.lower() == CONTROL]
-    if not values:
+    ours = [field for field in headers if len(field[0]) in _OUR_CHARS and field[0].lower() in OURS]
+    if not ours:
         return NOTHING_SAID, headers
+    values = [value for name, value in ours if name.lower() == CONTROL]
+    if not values:
+        return NOTHING_SAID, without(headers, *OURS)
     directives = {directive.strip(b" \t").lower() for value in values for directive in value.split(b",")}
     seconds = [int(match[1]) for match in map(_TTL.fullmatch, directives) if match]
     ttl = min((timedelta(seconds=n) for n in seconds if n), default=None)
     control = Control(no_store=b"no-store" in directives, ttl=ttl, irreversible=b"irreversible" in directives)
-    return control, without(headers, CONTROL)
+    return control, without(headers, *OURS)
 
 
 # -- the wire

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.idempotency.values import Mode
     from holdfast.store.database import Tx
 
-__all__ = ["Idem", "current", "entered"]
+__all__ = ["Idem", "current", "enter", "entered", "leave"]
 
 _current: ContextVar[Idem | None] = ContextVar("holdfast.idempotency", default=None)
 
@@ -38,6 +38,11 @@ def current() -> Idem | None:
     It is there in plain functions that a framework runs in threads too.
     """
     return _current.get()
+
+
+enter = _current.set
+"""Makes an `Idem` `current()`; give what it returns to `leave`, in the same context."""
+leave = _current.reset
 
 
 class entered:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import ipaddress
 import re
 import uuid
@@ -28,9 +27,9 @@ from holdfast.idempotency.rules import KEY_LENGTH_MAX, IdempotencyConfig, Scope
 from holdfast.idempotency.values import Principal
 
 __all__ = [
-    "FIRST_SENT", "derived_key", "execution_id", "key_id", "key_ref", "lp", "parse_first_sent", "parse_key",
-    "principal_from_peer", "principal_from_user", "principal_of", "record_id", "scope_id", "shared_principal",
-    "weak_key",
+    "FIRST_SENT", "Names", "derived_key", "execution_id", "framed", "key_id", "key_ref", "lp", "parse_first_sent",
+    "parse_key", "principal_from_peer", "principal_from_user", "principal_of", "record_id", "scope_id",
+    "shared_principal", "spellings", "weak_key",
 ]  # fmt: skip
 
 ID_BYTES = 16
@@ -44,22 +43,70 @@ WEAK_CHARS = 16
 
 _LENGTHS = [size.to_bytes(8, "big") for size in range(256)]
 """Made once: most parts are short, and a request joins a few dozen of them."""
+_PADDED = 64
+"""Bytes that a secret is brought to by HMAC-SHA-256 (RFC 2104)."""
 
 
 def lp(*parts: str | bytes) -> bytes:
     """Join parts so that no other parts give the same bytes: each behind its length (8 bytes, big-endian)."""
-    joined = []
-    for part in parts:
-        # A server may hand over text that is no UTF-8; it must stay distinct rather than fail.
-        raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        size = len(raw)
-        joined.append(_LENGTHS[size] if size < len(_LENGTHS) else size.to_bytes(8, "big"))
-        joined.append(raw)
-    return b"".join(joined)
+    # A server may hand over text that is no UTF-8; it must stay distinct rather than fail.
+    return framed([part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts])
+
+
+def framed(parts: Sequence[bytes]) -> bytes:
+    """Join parts as `lp` does, where all are bytes."""
+    try:
+        return b"".join([_LENGTHS[len(part)] + part for part in parts])
+    except IndexError:  # one is longer than most
+        return b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
+
+
+@functools.lru_cache(maxsize=64)
+def _pads(secret: bytes) -> tuple[bytes, bytes]:
+    """What HMAC-SHA-256 hashes before the message, and before its hash."""
+    key = (hashlib.sha256(secret).digest() if len(secret) > _PADDED else secret).ljust(_PADDED, b"\0")
+    return bytes(byte ^ 0x36 for byte in key), bytes(byte ^ 0x5C for byte in key)
+
+
+def _mac(secret: bytes, message: bytes) -> bytes:
+    """HMAC-SHA-256. OpenSSL's own fetches its parts anew for every call, which costs three times as much."""
+    inner, outer = _pads(secret)
+    return hashlib.sha256(outer + hashlib.sha256(inner + message).digest()).digest()
 
 
 def _keyed(secret: bytes, *parts: str | bytes) -> bytes:
-    return hmac.digest(secret, lp(*parts), hashlib.sha256)
+    return _mac(secret, lp(*parts))
+
+
+class Names:
+    """Names the keys and operations of one principal under some secrets, faster than the functions below alone.
+
+    Attributes:
+        scope_ids: `scope_id` under each secret, in their order.
+    """
+
+    __slots__ = ("_key", "_principal", "_record", "_secrets", "scope_ids")
+
+    def __init__(self, secrets: Sequence[bytes], principal: Principal) -> None:
+        who = (principal.tenant, principal.subject)
+        self.scope_ids = tuple([scope_id(secret, principal) for secret in secrets])
+        self._secrets = secrets
+        self._principal = principal
+        self._key = lp("holdfast.key.v1", *who)
+        self._record = lp("holdfast.record.v1", *who)
+
+    def key_ids(self, key: str, *, route: tuple[str, str] | None = None) -> tuple[bytes, ...]:
+        """Return `key_id` under each secret."""
+        if route is not None:
+            return tuple([key_id(secret, self._principal, key, route=route) for secret in self._secrets])
+        message = self._key + framed((key.encode("utf-8", "surrogatepass"),))
+        if len(self._secrets) == 1:
+            return (_mac(self._secrets[0], message)[:ID_BYTES],)
+        return tuple([_mac(secret, message)[:ID_BYTES] for secret in self._secrets])
+
+    def record_id(self, secret: bytes, key: str, fingerprint: bytes) -> bytes:
+        """Return `record_id`; the secret need not be one of ours."""
+        return _mac(secret, self._record + framed((key.encode("utf-8", "surrogatepass"), fingerprint)))[:ID_BYTES]
 
 
 def key_id(secret: bytes, principal: Principal, key: str, *, route: tuple[str, str] | None = None) -> bytes:
@@ -193,6 +240,21 @@ def _formatted(key: str, key_format: str | re.Pattern[str]) -> str:
     return key
 
 
+def spellings(key: str) -> tuple[str, ...]:
+    """Return what a key that somebody wrote down may be in a record, likeliest first.
+
+    He may have it from a request, in quotes, and a UUID in any case; the guard's configuration, which would decide, is
+    not at hand.
+    """
+    trimmed = key.strip(" \t")
+    quoted = _QUOTED.fullmatch(trimmed.encode("utf-8", "surrogatepass"))
+    written = [trimmed, key]
+    if quoted is not None:
+        written.insert(0, _ESCAPED.sub(rb"\1", quoted[1]).decode("ascii"))
+    uuids = [each.lower() for each in written if _UUIDS["uuid"].fullmatch(each.lower())]
+    return tuple(dict.fromkeys(written + uuids))
+
+
 def _invalid(message: str, hint: str) -> KeyInvalid:
     return KeyInvalid(message, hint)
 
@@ -228,7 +290,7 @@ def parse_first_sent(lines: Sequence[tuple[bytes, bytes]], *, now: int) -> int |
     Raises:
         RequestInvalid: There are two lines, or it is no such date, or one more than five minutes ahead.
     """
-    values = [value for name, value in lines if name.lower() == FIRST_SENT]
+    values = [value for name, value in lines if len(name) == len(FIRST_SENT) and name.lower() == FIRST_SENT]
     if not values:
         return None
     if len(values) > 1:

@@ -44,6 +44,7 @@ from holdfast.store.database import Row, Tx
 __all__ = [
     "Action",
     "Claim",
+    "Terms",
     "audit",
     "channel",
     "claim",
@@ -52,6 +53,7 @@ __all__ = [
     "get",
     "lapse",
     "lapsed",
+    "last_sealed",
     "list",
     "lookup",
     "mark_irreversible",
@@ -60,7 +62,9 @@ __all__ = [
     "prune",
     "release",
     "renew",
+    "reserve",
     "rival",
+    "routes",
     "search",
     "secrets",
     "settle",
@@ -163,11 +167,19 @@ async def settle(tx: Tx, key_id: bytes, fence: int, outcome: Sealed | Outcome, *
         expires_at: When the key is new again.
         now: The present.
     """
-    sealed = _sealed(outcome, key_id)
+    sealed = outcome if isinstance(outcome, Sealed) else _sealed(outcome, key_id)
     won = await tx.one(
         "keys.settle",
-        state=int(State.TOMBSTONE if sealed.body is None else State.COMPLETED),
-        **columns_of(sealed),
+        state=3 if sealed.body is None else 2,  # tombstone, completed
+        status=sealed.status,
+        headers=sealed.headers,
+        body=sealed.body,
+        body_bytes=sealed.body_bytes,
+        body_digest=sealed.body_digest,
+        block_sum=sealed.block_sum,
+        codec=sealed.codec,
+        cipher_key=sealed.cipher_key,
+        reason=sealed.reason,
         now=now,
         expires_at=expires_at,
         key_id=key_id,
@@ -299,6 +311,17 @@ async def search(tx: Tx, ref: str) -> builtins.list[bytes]:
         )
     low, high = (bytes.fromhex(ref.ljust(REF_DIGITS_MAX, fill)) for fill in "0f")
     return [row.key_id for row in await tx.all("keys.search", low=low, high=high, most=2)]
+
+
+async def routes(tx: Tx, scope_id: bytes) -> builtins.list[tuple[str, str]]:
+    """List the methods and routes that a principal has keys for: what a key of `key_scope="route"` is hashed with."""
+    return [(row.method, row.route) for row in await tx.all("keys.routes", scope_id=scope_id)]
+
+
+async def last_sealed(tx: Tx) -> KeyRecord | None:
+    """Return the record whose outcome was sealed with a cipher last; None: no cipher has sealed any."""
+    row = await tx.one("keys.last_sealed")
+    return None if row is None else await get(tx, row.key_id)
 
 
 async def rival(tx: Tx, key_id: bytes) -> Row | None:

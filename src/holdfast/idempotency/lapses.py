@@ -6,6 +6,7 @@ execution outlives its claim, so a lapsed record of mode `execution` asks `attac
 Invariants:
     - An owner counts as dead before its lease ends only while we hold the lock its process held, or after somebody
       who held it has ended the owner.
+    - No lock is held while the application is asked.
     - `attach` that raises, answers nonsense or takes too long counts as running: nothing runs twice because of it.
 """
 
@@ -22,13 +23,15 @@ from holdfast.idempotency.values import Absent, Completed, InFlight, Running
 from holdfast.store.owners import Alive, Dead, Lock, probe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from holdfast.idempotency.claims import Ticket
     from holdfast.idempotency.opened import Opened
     from holdfast.idempotency.rules import RouteRule
     from holdfast.idempotency.values import Decision, KeyRecord
     from holdfast.store.database import Row
 
-__all__ = ["ask_attach", "contest", "find_dead", "settle_attached"]
+__all__ = ["ask_attach", "contest", "end", "find_dead", "settle_attached"]
 
 log = logging.getLogger("holdfast.idempotency")
 
@@ -62,15 +65,42 @@ async def contest(opened: Opened, ticket: Ticket, found: InFlight) -> Decision:
     if rival is None:
         return await opened.gate.call(lambda: opened.take(ticket))  # it has ended meanwhile
     dead, lock = find_dead(rival) if rival.owner_id != opened.owner else (False, None)
-    try:
-        if rival.mode == "execution" and (dead or rival.lease_until <= opened.clock.now()):
+    if rival.mode == "execution":
+        if lock is not None:
+            await end(opened, {rival.owner_id: lock})  # the application's own look must not find the owner locked
+        if dead or rival.lease_until <= opened.clock.now():
             return await _ask(opened, ticket, found, dead=rival.owner_id if dead else None)
+        return found
+    try:
         if dead:
             return await opened.gate.call(lambda: opened.take(ticket, dead=rival.owner_id))
     finally:
         if lock is not None:
             lock.release()
     return found
+
+
+async def end(opened: Opened, dead: Mapping[str, Lock]) -> None:
+    """End owners that are proven dead for good, and let go of their locks: from now on their rows say so.
+
+    Raises:
+        StoreUnavailable: The ledger cannot be asked; their locks prove it still.
+    """
+    if not dead:
+        return
+
+    async def work() -> None:
+        async with opened.database.write() as tx:
+            await tx.run("owners.end", [(owner,) for owner in dead])
+
+    try:
+        await opened.gate.attempt(work)
+    except BaseException:
+        for lock in dead.values():
+            lock.release()
+        raise
+    for lock in dead.values():
+        lock.remove()
 
 
 async def _ask(opened: Opened, ticket: Ticket, found: InFlight, *, dead: str | None) -> Decision:
@@ -108,7 +138,7 @@ async def ask_attach(opened: Opened, rule: RouteRule, execution_id: str) -> Runn
 async def settle_attached(opened: Opened, record: KeyRecord, outcome: Completed, rule: RouteRule) -> bool:
     """Write what an execution ended with into its lapsed record; False: somebody was quicker."""
     kept = Completed(outcome.status, fields.filter_headers(outcome.headers, rule), outcome.body)
-    sealed = await opened.seal(kept, key_id=record.key_id, record_id=record.record_id)
+    sealed = await opened.seal(kept, record.key_id, record.record_id)
 
     async def work() -> bool:
         now = opened.clock.now()

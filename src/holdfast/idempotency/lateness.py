@@ -5,13 +5,10 @@ the oldest of them, and to have it costs a response one entry in a dict.
 
 Invariants:
     - Who is told was entered at least its time ago, and has not left since.
-    - What belongs to a loop that is gone is forgotten.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,10 +29,10 @@ class Late(Protocol):
 class Lateness:
     """Responses under way, by the time they have.
 
-    The clock is asked for anew each time: a guard has its ledger's only once that is open.
+    It belongs to one event loop.
     """
 
-    def __init__(self, clock: Callable[[], Clock]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lines: dict[timedelta, Line] = {}
 
@@ -51,25 +48,19 @@ class Lateness:
 class Line:
     """Those that have the same time, the oldest first."""
 
-    __slots__ = ("_clock", "_loop", "_seconds", "_timer", "_waiting")
+    __slots__ = ("_clock", "_seconds", "_timer", "_waiting")
 
-    def __init__(self, clock: Callable[[], Clock], seconds: float) -> None:
+    def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
         self._seconds = seconds
         self._waiting: dict[Late, float] = {}
         self._timer: Timer | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def enter(self, who: Late) -> None:
         """Stand at the end of the line."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop, self._timer = loop, None
-            self._waiting.clear()
-        clock = self._clock()
-        self._waiting[who] = clock.monotonic() + self._seconds
+        self._waiting[who] = self._clock.monotonic() + self._seconds
         if self._timer is None:
-            self._timer = clock.call_later(self._seconds, self._look)
+            self._timer = self._clock.call_later(self._seconds, self._look)
 
     def leave(self, who: Late) -> None:
         """Leave it; harmless for one who was told, or has left."""
@@ -77,7 +68,7 @@ class Line:
 
     def _look(self) -> None:
         self._timer = None
-        clock = self._clock()
+        clock = self._clock
         now = clock.monotonic()
         told = []
         for who, due in self._waiting.items():

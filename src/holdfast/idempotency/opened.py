@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ from holdfast.idempotency import identity, keys, sealing
 from holdfast.idempotency.claims import Claims, Held, Ticket
 from holdfast.idempotency.errors import RecordUnreadable
 from holdfast.idempotency.gate import INCURABLE, Gate
+from holdfast.idempotency.lateness import Lateness
 from holdfast.idempotency.pending import Unwritten
-from holdfast.idempotency.values import Completed, State
+from holdfast.idempotency.values import Completed, Sealed, State
 from holdfast.store.database import Statements
 from holdfast.store.home import Home
 from holdfast.store.sqlite import MEMORY
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from holdfast.idempotency.events import Observer
     from holdfast.idempotency.rules import IdempotencyConfig
     from holdfast.idempotency.unit import Unit
-    from holdfast.idempotency.values import Absent, Decision, KeyRecord, Outcome, Sealed
+    from holdfast.idempotency.values import Absent, Decision, KeyRecord, Outcome
     from holdfast.store.database import Database, Tx
 
 __all__ = ["Opened", "secret_ref"]
@@ -66,6 +67,7 @@ class Opened:
         clock: Its time.
         single: The ledger as a `Tx` whose statements each stand alone.
         gate: What bounds calls.
+        lateness: Tells responses that have taken their time.
         claims: What this process holds.
         unwritten: What waits for the ledger.
         owner: This process's id in claims.
@@ -89,6 +91,7 @@ class Opened:
         self.clock: Clock = database.clock
         self.single: Tx = Statements(database)
         self.gate = Gate(config, clock=self.clock, events=events)
+        self.lateness = Lateness(self.clock)
         self.claims = Claims(clock=self.clock, events=events, renew=self._renew, touch=self._touch)
         self.unwritten = Unwritten(gate=self.gate, clock=self.clock, bytes_max=config.pending_settle_bytes_max)
         self.owner = ""
@@ -200,7 +203,7 @@ class Opened:
             ttl_us = micros(rule.ttl)
             if ttl_us > self._ttl_us:
                 self._ttl_us = ttl_us
-            record_id = identity.record_id(self.naming, ticket.principal, ticket.key, ticket.fingerprint)
+            record_id = ticket.names.record_id(self.naming, ticket.key, ticket.fingerprint)
             ticket.claim = keys.Claim(
                 key_ids=ticket.key_ids,
                 scope_ids=ticket.scope_ids,
@@ -268,32 +271,38 @@ class Opened:
         async with self.database.write() as tx:
             return await self.take_in(tx, ticket, dead=dead, attached=attached)
 
-    async def take_in(
+    def take_in(
         self, tx: Tx, ticket: Ticket, *, dead: str | None = None, attached: Absent | None = None
-    ) -> Decision:
+    ) -> Coroutine[Any, Any, Decision]:
         """Claim the key in a transaction of the caller's."""
         config, rule, now = self.config, ticket.rule, self.clock.now()
-        return await keys.claim(
-            tx,
-            self.claim_of(ticket),
-            lease_until=now + micros(rule.lease),
-            expires_at=now + micros(rule.ttl),
-            now=now,
-            in_flight_max=config.in_flight_max,
-            keys_per_hour_max=config.keys_per_hour_max,
-            stored_bytes_max=config.stored_bytes_max,
-            dead=dead,
-            attached=attached,
+        terms = keys.Terms(
+            now + micros(rule.lease),
+            now + micros(rule.ttl),
+            now,
+            config.in_flight_max,
+            config.keys_per_hour_max,
+            config.stored_bytes_max,
+            dead,
+            attached,
         )
+        return keys.reserve(tx, self.claim_of(ticket), terms)
 
-    async def seal(self, outcome: Outcome, *, key_id: bytes, record_id: bytes) -> Sealed:
-        """Make an outcome what its row holds: redacted, compressed and encrypted as configured."""
+    def sealed(self, outcome: Outcome, key_id: bytes, record_id: bytes) -> Sealed | Awaitable[Sealed]:
+        """Make an outcome what its row holds: redacted, compressed and encrypted as configured.
+
+        Where that takes long, what is returned is to be awaited for it.
+        """
         if sealing.heavy(outcome):
-            return await asyncio.to_thread(self.sealed, outcome, key_id, record_id)
-        return self.sealed(outcome, key_id, record_id)
+            return asyncio.to_thread(self._sealed, outcome, key_id, record_id)
+        return self._sealed(outcome, key_id, record_id)
 
-    def sealed(self, outcome: Outcome, key_id: bytes, record_id: bytes) -> Sealed:
-        """As `seal`, here and now."""
+    async def seal(self, outcome: Outcome, key_id: bytes, record_id: bytes) -> Sealed:
+        """As `sealed`, for whoever does not mind waiting."""
+        found = self.sealed(outcome, key_id, record_id)
+        return found if isinstance(found, Sealed) else await found
+
+    def _sealed(self, outcome: Outcome, key_id: bytes, record_id: bytes) -> Sealed:
         config = self.config
         if isinstance(outcome, Completed) and config.redact is not None:
             outcome = sealing.redacted(outcome, config.redact)
@@ -320,8 +329,7 @@ class Opened:
             sealing.open_outcome, sealed, key_id=record.key_id, record_id=record.record_id, cipher=self.config.cipher
         )
         outcome = await asyncio.to_thread(open_it) if sealing.heavy(sealed) else open_it()
-        # The record was made for this caller a moment ago; a copy of its thirty fields would cost more than opening it.
-        object.__setattr__(record, "outcome", outcome)
+        record.outcome = outcome  # it was made for this caller a moment ago
         return record
 
     async def _renew(self, due: list[Held], patience: float) -> set[bytes]:

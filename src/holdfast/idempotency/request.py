@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,13 +21,12 @@ from holdfast.core.clock import Clock
 from holdfast.core.loops import spawn
 from holdfast.idempotency.errors import IdentityUnproven, RequestInvalid, RequestTooLarge, StoreUnavailable
 from holdfast.idempotency.fingerprint import Hasher, parts_of
-from holdfast.idempotency.gate import Expired, bounded
-from holdfast.idempotency.identity import principal_of
+from holdfast.idempotency.gate import Expired, bounded, resumed
+from holdfast.idempotency.identity import FIRST_SENT, principal_of
 from holdfast.idempotency.values import Headers, Principal
 
 if TYPE_CHECKING:
     from holdfast.idempotency.guard import Idempotency
-    from holdfast.idempotency.lateness import Lateness
     from holdfast.idempotency.rules import IdempotencyConfig, RouteRule
 
 __all__ = ["ASGIApp", "FieldNames", "Message", "Reading", "Receive", "Scope", "Send", "Site", "prove", "too_long"]
@@ -42,12 +39,12 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 NAMES_MAX, NAME_BYTES_MAX = 4096, 128
 """Names of fields that are remembered, and their size; strangers choose them."""
-KEY = 2
-"""The kind of a name that is the key's; 1: it says something else, 0: nothing."""
+TELLS, KEY, SENT, LENGTH = 1, 2, 3, 4
+"""What a name is: the key's, that of `Idempotency-First-Sent` or `Content-Length`, or another that says something. 0:
+it says nothing."""
 TELLING = frozenset(
     {b"idempotency-first-sent", b"content-type", b"content-encoding", b"content-length", b"accept-encoding"}
 )
-LENGTH_CHARS = len("content-length")
 LENGTH_DIGITS_MAX = 18
 """No body has a length of more digits, and reading a number of thousands of digits is refused by Python."""
 THREAD_BYTES = 256 * 1024
@@ -79,12 +76,29 @@ class FieldNames:
     def telling(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """Return the fields that say anything, in order. Those that were never seen are taken along."""
         kinds = self._kinds
-        return [field for field in headers if kinds.get(field[0], KEY)]
+        return [field for field in headers if kinds.get(field[0], TELLS)]
+
+    def sort(self, telling: Headers) -> tuple[Headers, Headers, Headers]:
+        """Return the lines of the key, of `Idempotency-First-Sent` and of `Content-Length`."""
+        kinds = self._kinds
+        lines: tuple[Headers, Headers, Headers] = ([], [], [])
+        for field in telling:
+            kind = kinds.get(field[0])
+            if kind is None:
+                kind = self._kind(field[0])
+            if kind >= KEY:
+                lines[kind - KEY].append(field)
+        return lines
 
     def _kind(self, name: bytes) -> int:
         lowered = name.lower()
         plain = lowered.replace(b"_", b"-")
-        kind = KEY if lowered in self._keys or plain in self._keys else int(lowered in self._counting)
+        if lowered in self._keys or plain in self._keys:
+            kind = KEY
+        elif lowered == FIRST_SENT:
+            kind = SENT
+        else:
+            kind = LENGTH if lowered == b"content-length" else int(lowered in self._counting)
         if len(name) <= NAME_BYTES_MAX:
             if len(self._kinds) >= NAMES_MAX:
                 self._kinds.clear()
@@ -100,26 +114,27 @@ class Site:
         app: What it wraps.
         guard: Whose ledger and settings it uses.
         names: Knows the fields that matter.
-        lateness: Tells responses that have taken their time.
+        adds: Whether the settings add fields to the handler's own response.
     """
 
     app: ASGIApp
     guard: Idempotency
     names: FieldNames
-    lateness: Lateness
+    adds: bool
 
 
 class _Buffered:
     """How many bytes of bodies the process holds. Loops in several threads share it."""
 
+    __slots__ = ("size",)
+
     def __init__(self) -> None:
         self.size = 0
-        self._lock = threading.Lock()
 
     def add(self, count: int) -> int:
-        with self._lock:
-            self.size += count
-            return self.size
+        # No call between read and write, so threads cannot lose any of it.
+        self.size = total = self.size + count
+        return total
 
 
 buffered = _Buffered()
@@ -143,7 +158,7 @@ async def prove(config: IdempotencyConfig, scope: Scope) -> Principal:
 def too_long(headers: Headers, limit: int) -> bool:
     """Say whether the request declares a body over a limit. A length that is no number is the server's matter."""
     for name, value in headers:
-        if len(name) == LENGTH_CHARS and name.lower() == b"content-length" and value.isdigit():
+        if name.lower() == b"content-length" and value.isdigit():
             return len(value) > LENGTH_DIGITS_MAX or int(value) > limit
     return False
 
@@ -209,22 +224,24 @@ class Reading:
             return bool(taken.value)
         try:
             seconds = self._config.body_timeout.total_seconds()
-            return await bounded(self._clock, _resumed(taking, waits_for), seconds)
+            return await bounded(self._clock, resumed(taking, waits_for), seconds)
         except Expired:
             raise RequestInvalid(
                 "the body took too long to arrive", "send it again with the same key", code="idempotency.body_timeout"
             ) from None
 
-    async def fingerprint(self) -> bytes:
-        """Return what the request must not differ in.
+    def fingerprint(self) -> bytes | Awaitable[bytes]:
+        """Return what the request must not differ in; where that takes long, what is to be awaited for it.
 
         Raises:
             RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
         """
+        if self._hasher.streams:
+            return self._hasher.finish()
         body = bytes(self.body)
-        if self._hasher.streams or len(body) <= FORM_BYTES:
+        if len(body) <= FORM_BYTES:
             return self._hasher.finish(body)
-        return await asyncio.to_thread(self._hasher.finish, body)
+        return asyncio.to_thread(self._hasher.finish, body)
 
     async def receive(self) -> Message:
         """What the application calls: the body in one message, then whatever the server says."""
@@ -317,21 +334,6 @@ class Reading:
 
     async def _listen(self) -> Message:
         return await self._receive()
-
-
-@types.coroutine
-def _resumed(begun: Coroutine[Any, Any, bool], waits_for: Any) -> Generator[Any, Any, bool]:
-    """Go on with a coroutine that was begun by hand, and now waits for what it gave."""
-    try:
-        while True:
-            try:
-                told = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the coroutine's
-                waits_for = begun.throw(error)
-            else:
-                waits_for = begun.send(told)
-    except StopIteration as over:
-        return bool(over.value)
 
 
 def _seen(task: asyncio.Task[Message]) -> None:

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import hmac
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,9 @@ LOOKS_MAX = 5
 HOUR_US = 3_600_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claim:
-    """What is claimed, by whom, and under which policy.
+    """What is claimed, by whom, and under which policy. Made for every request, so not frozen.
 
     Attributes:
         key_ids: The key's id under each accepted secret, the writing one's first; 16 bytes each.
@@ -126,9 +127,16 @@ class _Seen:
 
 async def reserve(tx: Tx, claim: Claim, terms: Terms) -> Decision:
     """Claim a key; see `keys.claim`."""
-    once = _reserve_one if len(claim.key_ids) == 1 else _reserve_all
     for _ in range(LOOKS_MAX):
-        decision = await once(tx, claim, terms)
+        if len(claim.key_ids) > 1:
+            decision = await _reserve_all(tx, claim, terms)
+        elif _counted(terms) and await _is_refused(tx, claim, terms):
+            return Conflict("quota")
+        else:
+            row = await _make(tx, claim, terms)
+            if row is not None and _is_ours(row, claim):
+                return Proceed(row.fence, row.attempt, row.record_id)
+            decision = await _reserve_one(tx, claim, terms, row)
         if decision is not None:
             return decision
     return InFlight(terms.lease_until, terms.now)
@@ -154,20 +162,21 @@ async def lookup(tx: Tx, claim: Claim, *, now: int, dead: str | None = None) -> 
 # One key id
 
 
-async def _reserve_one(tx: Tx, claim: Claim, terms: Terms) -> Decision | None:
-    """Claim under the only key id; None: look again."""
+async def _is_refused(tx: Tx, claim: Claim, terms: Terms) -> bool:
+    """Say whether the key would be new, and its principal may have no more."""
+    row = await tx.one("keys.get", key_id=claim.key_ids[0])
+    return (row is None or _expired(row, terms)) and await _used_up(tx, claim, terms)
+
+
+async def _reserve_one(tx: Tx, claim: Claim, terms: Terms, row: Row | None) -> Decision | None:
+    """Claim under the only key id, which has a row already, or one too many; None: look again."""
     key_id = claim.key_ids[0]
-    if _counted(terms):
-        row = await tx.one("keys.get", key_id=key_id)
-        if (row is None or _expired(row, terms)) and await _used_up(tx, claim, terms):
-            return Conflict("quota")
-    row = await _make(tx, claim, terms)
     if row is None:
         row = await tx.one("keys.get", key_id=key_id)
         if row is None:
             return Conflict("quota") if await _full(tx, claim, terms) else None
-    if _is_ours(row, claim):
-        return Proceed(row.fence, row.attempt, row.record_id)
+        if _is_ours(row, claim):
+            return Proceed(row.fence, row.attempt, row.record_id)
     found = await _follow(tx, row)
     if found is None or (found.key_id != key_id and _expired(found, terms)):
         # A pointer to nothing, or to what has expired: the record takes its place.
@@ -178,9 +187,9 @@ async def _reserve_one(tx: Tx, claim: Claim, terms: Terms) -> Decision | None:
     return await _conclude(tx, claim, terms, seen)
 
 
-async def _make(tx: Tx, claim: Claim, terms: Terms) -> Row | None:
+def _make(tx: Tx, claim: Claim, terms: Terms) -> Awaitable[Row | None]:
     """Make the row of a key nobody has claimed. Gives the row made, or on PostgreSQL the one that is there."""
-    return await tx.one(
+    return tx.one(
         "keys.claim",
         key_id=claim.key_ids[0],
         scope_id=claim.scope_ids[0],

@@ -52,6 +52,7 @@ START, BODY = "http.response.start", "http.response.body"
 ASIDE = frozenset({"http.response.debug", "http.response.early_hint"})
 """They pass at once, and no record knows of them."""
 SWITCHING, STATUS_MAX = 101, 599
+TYPE_CHARS = len("content-type")
 
 points.register("handler.returned", "response.started", "response.sent")
 
@@ -142,7 +143,9 @@ class Responder:
             await self.turned()
         kind = message["type"]
         if kind == BODY and self.phase is HOLDING:
-            await self._hold(message.get("body", b""), last=not message.get("more_body", False))
+            coming = self._hold(message.get("body", b""), last=not message.get("more_body", False))
+            if coming is not None:
+                await coming
         elif kind == BODY:
             await self._on_body(message)
         elif kind == START:
@@ -217,9 +220,9 @@ class Responder:
         at_once = self._at_once()
         if at_once is not None:
             await self._flow(at_once, last=False)
-        elif not self._unit:
+        elif not self._unit and (lateness := self._site.guard.lateness) is not None:
             self._context = copy_context()
-            self._line = self._site.lateness.enter(self, self._rule.stream_after)
+            self._line = lateness.enter(self, self._rule.stream_after)
 
     async def _on_body(self, message: Message) -> None:
         last = not message.get("more_body", False)
@@ -251,7 +254,8 @@ class Responder:
             return
         await self._send(message)
 
-    async def _hold(self, body: bytes, *, last: bool) -> None:
+    def _hold(self, body: bytes, *, last: bool) -> Awaitable[object] | None:
+        """Take the next part of the body in; return what is to be awaited then, if anything is."""
         if body:
             if not self._held:
                 self._held = body if isinstance(body, bytes) else bytes(body)
@@ -260,11 +264,10 @@ class Responder:
                     self._held = bytearray(self._held)
                 self._held += body
         if len(self._held) > self._rule.response_bytes_max:
-            await self._flow("oversize", last=last)
-        elif last:
-            await self._flow(None, last=True)
-        elif self._rule.flush == "early":
-            await self._flush_early()
+            return self._flow("oversize", last=last)
+        if last:
+            return self._flow(None, last=True)
+        return self._flush_early() if self._rule.flush == "early" else None
 
     # --- decisions
 
@@ -280,7 +283,7 @@ class Responder:
 
     def _is_event_stream(self) -> bool:
         for name, value in self._headers:
-            if name.lower() == b"content-type":
+            if len(name) == TYPE_CHARS and name.lower() == b"content-type":
                 return value.partition(b";")[0].strip().lower() == b"text/event-stream"
         return False
 
@@ -356,7 +359,8 @@ class Responder:
 
     async def _flush(self, *, last: bool) -> None:
         """Send the head if it has not left, and all of the body that is held."""
-        await self._flush_head()
+        if not self.sent:
+            await self._flush_head()
         held = self._held if not self._taken else self._held[self._taken :]
         self._held, self._taken = b"", 0
         if held or last:
@@ -366,7 +370,8 @@ class Responder:
 
     async def _flush_early(self) -> None:
         """Send what is held but for its last byte, which waits for the outcome. The head says when that has come."""
-        await self._flush_head()
+        if not self.sent:
+            await self._flush_head()
         more_to_come = self._length is not None and len(self._held) < self._length
         until = len(self._held) if more_to_come else len(self._held) - 1
         if until > self._taken:
@@ -374,18 +379,19 @@ class Responder:
             await self._send({"type": BODY, "body": bytes(self._held[taken:until]), "more_body": True})
 
     async def _flush_head(self) -> None:
-        if self.sent:
-            return
         self.sent = True
         for message in self._queue:
             await self._send(message)
+        await self._send({**self._start, "headers": self._added() if self._site.adds else self._headers})
+        if points.armed:
+            points.reach("response.started")
+
+    def _added(self) -> Headers:
+        """The headers of the handler with what the settings add to them."""
         config, expires_at = self._site.guard.config, None
         if config.expires_header and self._stays:
             expires_at = self._site.guard.clock.now() + micros(self._lifetime())
-        headers = first_run(self._headers, config, key=self._ticket.key, expires_at=expires_at)
-        await self._send({**self._start, "headers": headers})
-        if points.armed:
-            points.reach("response.started")
+        return first_run(self._headers, config, key=self._ticket.key, expires_at=expires_at)
 
     def _lifetime(self) -> timedelta:
         if self._idem.retention is not None:

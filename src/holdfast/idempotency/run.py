@@ -12,13 +12,13 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.core import points
 from holdfast.core.errors import LeaseLost
 from holdfast.idempotency.errors import HandlerTimeout
-from holdfast.idempotency.idem import entered
+from holdfast.idempotency.idem import enter, leave
 from holdfast.idempotency.responder import Responder
 from holdfast.idempotency.unit import Ending
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from holdfast.idempotency.claims import Held, Ticket
     from holdfast.idempotency.idem import Idem
     from holdfast.idempotency.request import Reading, Scope, Send, Site
+    from holdfast.idempotency.values import Headers
 
 __all__ = ["IN_SCOPE", "Interrupt", "Run"]
 
@@ -149,11 +150,17 @@ class Run:
         responder = self.responder = Responder(
             self._site, self._ticket, idem, send=self._send, end=self._ended(end), refused=self._refused
         )
+        scope = self._scope
+        headers, extensions = scope["headers"], scope.get("extensions")
+        token = enter(idem)
         try:
-            with entered(idem), _Scoped(self._scope, idem):
-                if points.armed:
-                    points.reach("handler.entered")
-                await self._site.app(self._scope, self._reading.receive, responder.send)
+            scope["headers"] = _identity_form(headers)
+            if extensions:
+                scope["extensions"] = {name: extensions[name] for name in extensions if name in EXTENSIONS}
+            scope[IN_SCOPE] = idem
+            if points.armed:
+                points.reach("handler.entered")
+            await self._site.app(scope, self._reading.receive, responder.send)
         except BaseException as error:
             self.failure = error
             if interrupt is not None and isinstance(error, asyncio.CancelledError) and interrupt.caught():
@@ -164,6 +171,11 @@ class Run:
             if interrupt is not None:
                 interrupt.caught()  # the application made do without being stopped
         finally:
+            leave(token)
+            scope["headers"] = headers
+            if extensions:
+                scope["extensions"] = extensions
+            scope.pop(IN_SCOPE, None)
             responder.close()
             if interrupt is not None:
                 interrupt.disarm()
@@ -203,32 +215,9 @@ class Run:
         self._reading.rewind()
 
 
-class _Scoped:
-    """The scope while the application runs."""
-
-    __slots__ = ("_extensions", "_headers", "_idem", "_scope")
-
-    def __init__(self, scope: Scope, idem: Idem) -> None:
-        self._scope = scope
-        self._idem = idem
-
-    def __enter__(self) -> None:
-        scope = self._scope
-        self._headers = scope["headers"]
-        self._extensions = scope.get("extensions")
-        scope["headers"] = [
-            field for field in self._headers if len(field[0]) != len(CODING) or field[0].lower() != CODING
-        ]
-        if self._extensions:
-            scope["extensions"] = {name: self._extensions[name] for name in self._extensions if name in EXTENSIONS}
-        scope[IN_SCOPE] = self._idem
-
-    def __exit__(self, *error: object) -> None:
-        scope = self._scope
-        scope["headers"] = self._headers
-        if self._extensions:
-            scope["extensions"] = self._extensions
-        scope.pop(IN_SCOPE, None)
+def _identity_form(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The headers without what asks for a content coding."""
+    return [field for field in headers if len(field[0]) != len(CODING) or field[0].lower() != CODING]
 
 
 def _told(interrupt: Interrupt) -> HandlerTimeout | LeaseLost:

@@ -21,6 +21,7 @@ import hmac
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final, cast, get_args
 
 from blake3 import blake3
@@ -29,7 +30,7 @@ from holdfast.core.errors import CodecError, ConfigError
 from holdfast.core.keyring import KeyRing
 from holdfast.idempotency.errors import RecordUnreadable
 from holdfast.idempotency.headers import decode_headers, encode_headers, lasting, storable
-from holdfast.idempotency.identity import lp
+from holdfast.idempotency.identity import framed, lp
 from holdfast.idempotency.values import (
     RECORD_FORMAT,
     Completed,
@@ -51,6 +52,7 @@ _LEVEL: Final = 3
 """Most of what is to be gained, for a third of the time: a record is read seldom, and kept for a day."""
 _SUM_BYTES: Final = 16
 _REASONS: Final = frozenset(get_args(TombstoneReason))
+_NONE: Final = (b"none", b"")
 
 
 def heavy(outcome: Outcome | Sealed) -> bool:
@@ -100,7 +102,7 @@ def seal_outcome(
         compress_over_bytes: Larger bodies are compressed, unless they have a content coding already.
     """
     block = encode_headers(outcome.headers)
-    codec, body, body_bytes = _PLAIN, None, None
+    codec = _PLAIN
     if isinstance(outcome, Completed):
         body, body_bytes, digest = outcome.body, len(outcome.body), hashlib.sha256(outcome.body).digest()
         if len(body) > compress_over_bytes and not _coded(outcome):
@@ -114,7 +116,8 @@ def seal_outcome(
         )
     if cipher is not None:
         sealed = _encrypted(sealed, cipher, _associated(key_id, record_id, RECORD_FORMAT))
-    return replace(sealed, block_sum=_sum(sealed))
+    sealed.block_sum = _sum(sealed)
+    return sealed
 
 
 def open_outcome(
@@ -167,11 +170,17 @@ def _coded(outcome: Completed) -> bool:
 
 def _sum(sealed: Sealed) -> bytes:
     """Over everything that says what the outcome is; what is absent differs from what is empty."""
-    numbers = (sealed.status, sealed.codec, sealed.body_bytes, sealed.cipher_key)
-    parts: list[str | bytes] = [b"" if number is None else b"%d" % number for number in numbers]
-    for field in (sealed.headers, sealed.body, sealed.body_digest, sealed.reason):
-        parts += (b"none", b"") if field is None else (b"some", field)
-    return blake3(lp(*parts)).digest()[:_SUM_BYTES]
+    parts: list[bytes] = []
+    reason = None if sealed.reason is None else sealed.reason.encode()
+    for field in (sealed.headers, sealed.body, sealed.body_digest, reason):
+        parts += _NONE if field is None else (b"some", field)
+    numbers = _numbers(sealed.status, sealed.codec, sealed.body_bytes, sealed.cipher_key)
+    return blake3(numbers + framed(parts)).digest(_SUM_BYTES)
+
+
+@lru_cache(maxsize=1024)
+def _numbers(*numbers: int | None) -> bytes:
+    return framed([b"" if number is None else b"%d" % number for number in numbers])
 
 
 def _associated(key_id: bytes, record_id: bytes, format: int) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from holdfast.core.config import check, load
 from holdfast.core.errors import ConfigError
+from holdfast.core.keyring import KEY_BYTES, KeyRing
 from holdfast.idempotency.rules import SECRET_BYTES_MIN
 
 __all__ = ["IdempotencySettings"]
@@ -25,9 +26,11 @@ class IdempotencySettings:
 
     Attributes:
         secrets: The guard's secrets in base64, the one that writes first.
+        cipher: The keys of the guard's `KeyRing`, each as NUMBER:BASE64: the one that seals, then the one before it.
     """
 
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    cipher: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check(self)
@@ -64,3 +67,33 @@ class IdempotencySettings:
                 code="config.secret_weak", keys=("secrets",),
             )  # fmt: skip
         return found
+
+    def ring(self) -> KeyRing | None:
+        """Return the guard's cipher; None: none is configured.
+
+        Raises:
+            ConfigError: A key is not NUMBER:BASE64, there are more than two, or PyNaCl is not installed.
+        """
+        if not self.cipher:
+            return None
+        found = [_cipher_key(text) for text in self.cipher]
+        if len(found) > 2:
+            raise ConfigError(
+                "a cipher has two keys at most", "give the one that seals and the one before it", keys=("cipher",)
+            )
+        return KeyRing(found[0], found[1] if len(found) > 1 else None)
+
+
+def _cipher_key(text: str) -> tuple[int, bytes]:
+    number, _, key = text.partition(":")
+    try:
+        decoded = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    if len(decoded) != KEY_BYTES or not (number.isascii() and number.isdigit()):
+        raise ConfigError(
+            "a key of the cipher is not NUMBER:BASE64",
+            f"write its number, a colon, and its {KEY_BYTES} bytes in base64",
+            keys=("cipher",),
+        )
+    return int(number), decoded

@@ -22,13 +22,13 @@ from holdfast.idempotency.errors import StoreUnavailable
 from holdfast.idempotency.events import settle_seconds
 from holdfast.idempotency.gate import INCURABLE, outlast, unavailable
 from holdfast.idempotency.pending import Write
-from holdfast.idempotency.values import Completed, Tombstone
+from holdfast.idempotency.values import Completed, Sealed, Tombstone
 
 if TYPE_CHECKING:
     from holdfast.idempotency.claims import Held
     from holdfast.idempotency.events import NoticeKind
     from holdfast.idempotency.opened import Opened
-    from holdfast.idempotency.values import Outcome, Sealed, UnknownReason
+    from holdfast.idempotency.values import Outcome, UnknownReason
     from holdfast.store.database import Tx
 
 __all__ = ["mark_irreversible", "mark_unknown", "release", "set_result", "settle", "settle_in"]
@@ -80,7 +80,8 @@ class _Settle(_Last):
     async def __call__(self) -> bool:
         opened, held, sealed = self.opened, self.held, self._sealed
         if sealed is None:
-            sealed = self._sealed = await opened.seal(self._outcome, key_id=held.key_id, record_id=held.record_id)
+            coming = opened.sealed(self._outcome, held.key_id, held.record_id)
+            sealed = self._sealed = coming if isinstance(coming, Sealed) else await coming
         now = opened.clock.now()
         expires_at = now + micros(self._ttl or self._life())
         won = await keys.settle(self.tx, held.key_id, held.fence, sealed, expires_at=expires_at, now=now)

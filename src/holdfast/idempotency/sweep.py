@@ -107,23 +107,16 @@ class Sweeper:
 
     async def _lapsed(self) -> tuple[int, int]:
         dead, proven = await self._find_dead()
+        await lapses.end(self._opened, proven)
         marked = settled = 0
-        try:
-            after = b""
-            while page := await self._page_lapsed(dead, after):
-                for record in page:
-                    if record.mode == "execution":
-                        settled += await self._attach(record)
-                    else:
-                        marked += await self._mark(record, dead=record.owner in dead)
-                after = page[-1].key_id
-            await self._end(list(proven))
-        except BaseException:
-            for lock in proven.values():
-                lock.release()
-            raise
-        for lock in proven.values():
-            lock.remove()
+        after = b""
+        while page := await self._page_lapsed(dead, after):
+            for record in page:
+                if record.mode == "execution":
+                    settled += await self._attach(record)
+                else:
+                    marked += await self._mark(record, dead=record.owner in dead)
+            after = page[-1].key_id
         return marked, settled
 
     async def _find_dead(self) -> tuple[list[str], dict[str, Lock]]:
@@ -177,17 +170,6 @@ class Sweeper:
         answer = await lapses.ask_attach(self._opened, rule, record.execution_id)
         return isinstance(answer, Completed) and await lapses.settle_attached(self._opened, record, answer, rule)
 
-    async def _end(self, dead: list[str]) -> None:
-        """End dead owners for good: from now on their rows say that they are dead, without any lock."""
-        if dead:
-            opened = self._opened
-
-            async def work() -> None:
-                async with opened.database.write() as tx:
-                    await tx.run("owners.end", [(owner,) for owner in dead])
-
-            await opened.gate.attempt(work)
-
     # What is unknown
 
     async def _reconcile(self) -> int:
@@ -221,7 +203,7 @@ class Sweeper:
                 rule = self._rule_of(record.method, record.route) or RouteRule()
                 outcome = Completed(outcome.status, fields.filter_headers(outcome.headers, rule), outcome.body)
                 action = DecideOutcome(outcome)
-                sealed = await opened.seal(outcome, key_id=record.key_id, record_id=record.record_id)
+                sealed = await opened.seal(outcome, record.key_id, record.record_id)
             case _:
                 return False
 

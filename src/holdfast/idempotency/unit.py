@@ -117,9 +117,9 @@ class Unit(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
-    """What a handler's response becomes, decided before its first byte leaves.
+    """What a handler's response becomes, decided before its first byte leaves. Made for every request, so not frozen.
 
     Attributes:
         outcome: What would be recorded.

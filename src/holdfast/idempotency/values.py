@@ -115,9 +115,11 @@ class Tombstone:
 Outcome: TypeAlias = Completed | Tombstone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sealed:
     """An outcome as a row holds it: compressed, encrypted if there is a cipher, and with a sum over it all.
+
+    Made for every request, so not frozen; nobody changes one that is made.
 
     Attributes:
         status: As it was sent.
@@ -142,9 +144,11 @@ class Sealed:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class KeyRecord:
     """The row of one key. The ledger gives its outcome sealed; whoever wants it opens it.
+
+    Made for every replay, so not frozen; nobody changes one that is made, but to open its outcome.
 
     Attributes:
         key_id: What it is looked up by; 16 bytes, its first 12 hex digits are the `key_ref`.

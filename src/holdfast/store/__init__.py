@@ -1,122 +1,38 @@
 """The store: the only SQL and the only drivers.
 
-`open_database` opens a ledger in a SQLite file, in memory, or in PostgreSQL. What opens the same ledger again
-in the same event loop gets the same `Database`, so that nothing in a process contends with itself for it.
+`open_database` opens a ledger in a SQLite file, in memory, or in PostgreSQL. Names are loaded on first use: the store
+of dropped hooks lies in this package too, and is imported where the rest would cost too much.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import os
-from typing import Any, Literal, TypeAlias, cast
+TYPE_CHECKING = False  # what `typing` says too
+if TYPE_CHECKING:
+    from typing import Any
 
-from holdfast.core.clock import Clock, SystemClock
-from holdfast.core.errors import ConfigError
-from holdfast.store.database import Append, Database, Plan, Row, Tx
-from holdfast.store.settings import StoreSettings
-from holdfast.store.sqlite import MEMORY, open_sqlite
+    from holdfast.store.database import Append as Append
+    from holdfast.store.database import Database as Database
+    from holdfast.store.database import Plan as Plan
+    from holdfast.store.database import Row as Row
+    from holdfast.store.database import Tx as Tx
+    from holdfast.store.opening import open_database as open_database
+    from holdfast.store.settings import StoreSettings as StoreSettings
 
 __all__ = ["Append", "Database", "Plan", "Row", "StoreSettings", "Tx", "open_database"]
 
-Library: TypeAlias = Literal["apsw", "sqlite3"]
-_Key = tuple[int, str, bool]
-_open: dict[_Key, Any] = {}
-_opening: dict[_Key, asyncio.Future[None]] = {}
+_HOME = {
+    **dict.fromkeys(("Append", "Database", "Plan", "Row", "Tx"), "database"),
+    "StoreSettings": "settings",
+    "open_database": "opening",
+}
 
 
-async def open_database(
-    target: str | os.PathLike[str],
-    *,
-    clock: Clock,
-    settings: StoreSettings | None = None,
-    namespace: bytes | None = None,
-    read_only: bool = False,
-    library: Library = "apsw",
-) -> Database:
-    """Open a ledger, or take a share in one this event loop has open; give it back with `close`.
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'holdfast.store' has no attribute {name!r}")
+    from importlib import import_module
 
-    The settings of the first opener hold. `:memory:` is never shared.
-
-    Two SQLite libraries in one process do not see each other's locks, and damage a file that both use. A file whose
-    application uses Python's own `sqlite3` on it is therefore opened with `library="sqlite3"`.
-
-    Args:
-        target: A path, `:memory:`, or a `postgresql://` URL.
-        clock: The database's time; a shared one must be the same.
-        settings: Limits.
-        namespace: What a new ledger gets, and an old one must have.
-        read_only: Change nothing, and refuse to write.
-        library: Which SQLite library opens a file.
-
-    Raises:
-        ConfigError: The target makes no sense, needs an extra that is not installed, or is open with another clock
-            or through another library.
-        StoreError: The ledger cannot be opened; the error says why.
-    """
-    settings = settings or StoreSettings()
-    name = os.fspath(target)
-    if not name or "\0" in name:
-        raise ConfigError(f"{name!r} names no ledger", "give a path, ':memory:' or a postgresql:// URL")
-    if name == MEMORY:
-        return await open_sqlite(name, clock=clock, settings=settings, namespace=namespace)
-    postgres = name.startswith(("postgresql://", "postgres://"))
-    if not postgres:
-        if "://" in name:
-            raise ConfigError("the ledger's URL is not one of PostgreSQL", "give a path or a postgresql:// URL")
-        name = os.path.realpath(name)  # noqa: ASYNC240 - quick, and once per opening
-        _check_library(name, library)
-    key = (id(asyncio.get_running_loop()), name, read_only)
-    while key in _opening:
-        await asyncio.wait((_opening[key],))
-    shared = _open.get(key)
-    if shared is not None and not shared.gone and shared.shares > 0 and _is_home(shared):
-        _check_clock(shared, clock)
-        shared.shares += 1
-        return cast(Database, shared)
-    _opening[key] = asyncio.get_running_loop().create_future()
-    try:
-        opener = _postgres() if postgres else open_sqlite if library == "apsw" else _sqlite3()
-        opened: Database = await opener(name, clock=clock, settings=settings, namespace=namespace, read_only=read_only)
-        _open[key] = opened
-    finally:
-        _opening.pop(key).set_result(None)
-    return opened
-
-
-def _is_home(database: Any) -> bool:
-    # The loop's id may be that of an earlier loop, and the entry may come from before a fork.
-    return database.home.loop is asyncio.get_running_loop() and not database.home.foreign
-
-
-def _check_library(path: str, library: Library) -> None:
-    """Make sure that this process uses a file through one SQLite library only."""
-    for (_, name, _), database in _open.items():
-        used = getattr(database, "library", "apsw")
-        if name == path and used != library and not database.gone and database.shares and not database.home.foreign:
-            raise ConfigError(
-                f"this process has {path} open through {used}, and {library} would damage it",
-                "open it once: give a guard whose unit uses sqlite3 the path, and the engine a ledger of its own, "
-                "or use apsw for the application's connections too",
-                code="config.unit_database",
-            )
-
-
-def _check_clock(database: Database, clock: Clock) -> None:
-    if database.clock is not clock and not (type(clock) is type(database.clock) is SystemClock):
-        raise ConfigError(f"{database.label} is open with another clock", "give all that share a ledger the same clock")
-
-
-def _sqlite3() -> Any:
-    return importlib.import_module("holdfast.store.foreign").open_sqlite3
-
-
-def _postgres() -> Any:
-    try:
-        return importlib.import_module("holdfast.store.postgres").open_postgres
-    except ModuleNotFoundError as error:
-        if error.name != "asyncpg":
-            raise
-        raise ConfigError(
-            "PostgreSQL needs the package asyncpg", "pip install 'holdfast[postgres]'", code="config.missing_extra"
-        ) from None
+    value = getattr(import_module(f"holdfast.store.{home}"), name)
+    globals()[name] = value
+    return value

@@ -18,15 +18,14 @@ Invariants:
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from holdfast.core.errors import StoreError
 
@@ -41,8 +40,7 @@ _NAMED = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 _NUMBERED = re.compile(r"\$([0-9]+)")
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(msgspec.Struct, frozen=True, dict=True):
     """One named statement.
 
     Attributes:
@@ -66,8 +64,7 @@ class Statement:
         return partial(tuple.__new__, made)
 
 
-@dataclass(frozen=True)
-class Companion:
+class Companion(msgspec.Struct, frozen=True):
     """A statement `<name>.recorded`, which finds the row that `<name>` has written.
 
     It takes some of that statement's parameters, one value each in both dialects, and gives one row or none.
@@ -120,15 +117,14 @@ class Catalogue(Mapping[str, Statement]):
         return len(self._statements)
 
 
-@dataclass
-class _Draft:
+class _Draft(msgspec.Struct):
     """A statement being read."""
 
     name: str
     params: tuple[str, ...]
     line: int
     columns: tuple[str, ...] = ()
-    text: list[str] = field(default_factory=list)
+    text: list[str] = []
 
 
 _directories: list[Path] = []
@@ -154,7 +150,8 @@ def load(dialect: Dialect) -> Catalogue:
 
 @cache
 def _load(dialect: Dialect, directories: tuple[Path, ...]) -> Catalogue:
-    roots: list[Traversable] = [importlib.resources.files("holdfast.store").joinpath("sql", dialect)]
+    own = Path(__file__).parent / "sql" / dialect
+    roots = [own]
     roots += [path for directory in directories if (path := directory / dialect).is_dir()]
     statements: dict[str, Statement] = {}
     for root in roots:
@@ -162,7 +159,10 @@ def _load(dialect: Dialect, directories: tuple[Path, ...]) -> Catalogue:
             if not file.name.endswith(".sql"):
                 continue
             where = f"{dialect}/{file.name}"
-            for statement in parse(dialect, where, file.read_text("utf-8")):
+            drafts = _drafts(where, file.read_text("utf-8"))
+            # The package's own are checked by its tests: a command would wait for that every time.
+            made = [_made(each) if root is own else _checked(dialect, where, each) for each in drafts]
+            for statement in made:
                 if statement.name in statements:
                     raise StoreError(f"{where}: {statement.name} is given twice")
                 statements[statement.name] = statement
@@ -175,11 +175,15 @@ def _load(dialect: Dialect, directories: tuple[Path, ...]) -> Catalogue:
 
 
 def parse(dialect: Dialect, where: str, text: str) -> list[Statement]:
-    """Read the statements of one file.
+    """Read the statements of one file, and check them.
 
     Raises:
         StoreError: It is malformed; the message says where.
     """
+    return [_checked(dialect, where, draft) for draft in _drafts(where, text)]
+
+
+def _drafts(where: str, text: str) -> list[_Draft]:
     drafts: list[_Draft] = []
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
@@ -197,18 +201,23 @@ def parse(dialect: Dialect, where: str, text: str) -> list[Statement]:
             if not drafts:
                 raise StoreError(f"{where}:{number}: a statement before the first '-- name:' header")
             drafts[-1].text.append(line.rstrip())
-    return [_statement(dialect, where, draft) for draft in drafts]
+    return drafts
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
-def _statement(dialect: Dialect, where: str, draft: _Draft) -> Statement:
+def _made(draft: _Draft) -> Statement:
     text = "\n".join(draft.text).strip().rstrip(";").rstrip()
-    if not text:
+    return Statement(draft.name, draft.params, draft.columns, text)
+
+
+def _checked(dialect: Dialect, where: str, draft: _Draft) -> Statement:
+    made = _made(draft)
+    if not made.text:
         raise StoreError(f"{where}:{draft.line}: {draft.name} has no text")
-    bare = _STRING.sub("", text)
+    bare = _STRING.sub("", made.text)
     if dialect == "sqlite":
         used = tuple(dict.fromkeys(_NAMED.findall(bare)))
         expected: tuple[str, ...] = draft.params
@@ -220,4 +229,4 @@ def _statement(dialect: Dialect, where: str, draft: _Draft) -> Statement:
             f"{where}:{draft.line}: {draft.name} lists the parameters ({', '.join(expected)}) "
             f"but its text uses ({', '.join(used)})"
         )
-    return Statement(draft.name, draft.params, draft.columns, text)
+    return made

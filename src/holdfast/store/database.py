@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -152,8 +152,10 @@ class Statements:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def one(self, statement: str, /, **params: object) -> Row | None:
-        return await self._database.submit(statement, **params)
+    @property
+    def one(self) -> Callable[..., Coroutine[Any, Any, Row | None]]:
+        """Run a statement and return its first row, or None."""
+        return self._database.submit
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         async with self._database.read() as tx:

@@ -22,14 +22,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from holdfast.core import points
-from holdfast.core.errors import Closed, ConfigError, StoreError
+from holdfast.core.errors import Busy, Closed, ConfigError, StoreError
 from holdfast.store import catalogue, migrate
 from holdfast.store.adopt import Edge, ForeignTx, execute, fetch
 from holdfast.store.hints import Hints
 from holdfast.store.home import Home, leak
 from holdfast.store.owners import Owner
 from holdfast.store.sqlite_pool import make_file
-from holdfast.store.turn import Turn
+from holdfast.store.turn import Turn, outwait
 from holdfast.store.worker import Worker
 from holdfast.store.writer import Writer
 
@@ -165,17 +165,22 @@ class ForeignDatabase:
         Raises:
             Busy: Another connection kept the file to itself for too long.
         """
+        if not self._begins() and not await outwait(self._begins, BUSY_MS / 1000):
+            raise Busy(f"{self.label} is held by another process", "try again; see who keeps a transaction open")
+        assert self._connection is not None
+        return self._connection
+
+    def _begins(self) -> bool:
         self.check()
-        connection = self._connection
-        assert connection is not None
+        assert self._connection is not None
         with self.edge:
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
-                await self._worker.call(lambda: _begin_patiently(connection))
-        return connection
+                return False
+        return True
 
     def take_reader(self) -> sqlite3.Connection:
         """Return a connection for a read block."""
@@ -211,7 +216,7 @@ class ForeignDatabase:
             mode = await self._worker.call(lambda: fetch(connection, "PRAGMA journal_mode = WAL", ()))
             if mode[0][0] != "wal":
                 raise StoreError(f"{self.label} is on a file system that SQLite's log cannot use", "use a local disk")
-            connection.execute("PRAGMA busy_timeout = 0")  # from here on the thread waits, not the loop
+            connection.execute("PRAGMA busy_timeout = 0")  # from here on a task waits, not the loop
             while pending := migrate.status(self._read_schema(connection), "sqlite", label=self.label).pending:
                 await self._migrate(pending[0], namespace)
             self.schema = self._read_schema(connection)
@@ -338,15 +343,6 @@ def roll_back(connection: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-
-
-def _begin_patiently(connection: sqlite3.Connection) -> None:
-    """Begin on the thread, where waiting for another connection holds up nobody."""
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    finally:
-        connection.execute("PRAGMA busy_timeout = 0")
 
 
 def _statements(script: str) -> list[str]:

@@ -36,6 +36,15 @@ class Home:
         self._parting: list[Callable[[], object]] = []
         _homes.add(self)
 
+    @property
+    def here(self) -> bool:
+        """Whether the caller is at home."""
+        if self.foreign:
+            return False
+        if get_ident() == self._thread and self._is_running():
+            return True
+        return _running_loop() is self.loop
+
     def check(self) -> None:
         """Make sure the caller is at home.
 

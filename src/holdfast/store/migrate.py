@@ -11,11 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+
+import msgspec
 
 from holdfast.core.errors import ConfigError, SchemaMismatch, StoreError
 from holdfast.store.catalogue import Dialect
@@ -37,8 +38,7 @@ NAMESPACE_BYTES = 16
 _FILE = re.compile(r"(?P<number>[0-9]{4})_(?P<name>[a-z0-9_]+)\.sql$")
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(msgspec.Struct, frozen=True):
     """One step of the schema.
 
     Attributes:
@@ -52,8 +52,7 @@ class Migration:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """How far a ledger's schema is.
 
     Attributes:
@@ -75,7 +74,7 @@ def load(dialect: Dialect) -> tuple[Migration, ...]:
         StoreError: A file's name is malformed, or a number is missing or given twice.
     """
     found = []
-    for file in importlib.resources.files("holdfast.store").joinpath("migrations", dialect).iterdir():
+    for file in (Path(__file__).parent / "migrations" / dialect).iterdir():
         if not file.name.endswith(".sql"):
             continue
         match = _FILE.match(file.name)

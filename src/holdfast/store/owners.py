@@ -25,10 +25,11 @@ import fcntl
 import logging
 import os
 import socket
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
 
 from holdfast.core import points
 from holdfast.core.ids import owner_id
@@ -82,13 +83,11 @@ class Lock:
         self.release()
 
 
-@dataclass(frozen=True, slots=True)
-class Alive:
+class Alive(msgspec.Struct, frozen=True):
     """The owner's process holds its lock."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(msgspec.Struct, frozen=True):
     """The owner's process is gone; we hold its lock.
 
     In the claim's transaction run `owners.end` for it; after the commit call `lock.remove()`, without a
@@ -98,8 +97,7 @@ class Dead:
     lock: Lock
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """The kernel here cannot tell: the owner's lease decides, in the claim's own statement."""
 
 

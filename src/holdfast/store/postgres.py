@@ -85,12 +85,12 @@ class PostgresDatabase:
         self.shares = 1
         self.gone = False
         self.home = Home(self.label)
-        self.edge = Edge(self.label)
         self.hints = Hints(clock)
         self.statements = catalogue.load("postgres")
         self.writing: set[asyncio.Task[Any] | None] = set()
         self.hint_channel = ""
         self._connector = Connector(url, self.label, settings=settings, statements=self.statements, read_only=read_only)
+        self.edge = Edge(self.label, self._connector.learn)
         self.readers = Pool(self._connector, begin=BEGIN_READ, edge=self.edge, most=READERS_MAX)
         self.writers = Pool(self._connector, begin=BEGIN_WRITE, edge=self.edge, most=WRITERS_MAX)
         self._listener: Listener | None = None
@@ -128,7 +128,7 @@ class PostgresDatabase:
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         self.check()
-        if self._listener is not None:
+        if self._listener is not None and not self._connector.pooled:  # a pooler's session is not ours to listen on
             self._listener.start()
         return await self.hints.wait(channel, timeout)
 
@@ -188,7 +188,7 @@ class PostgresDatabase:
         self._commits = [each for each in self._commits if not each.done()]
         self._commits.append(spawn_held(self._commit(batch), "holdfast commit"))
         self._batches += 1
-        if self._batches == PREPARE_AFTER:
+        if self._batches == PREPARE_AFTER and not self._connector.pooled:
             plans = {group.plan for group in batch.groups}
             for lane in self._lanes:
                 self._making.spawn(lane.prepare(plans), "holdfast lane")
@@ -208,6 +208,7 @@ class PostgresDatabase:
         except points.Crashed:
             return
         except Exception as raised:  # noqa: BLE001 - the writer sorts failures
+            self._connector.learn(raised.__cause__)
             error = raised
         if not self.gone:
             batch.landed(error)

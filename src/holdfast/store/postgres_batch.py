@@ -5,8 +5,8 @@ transaction. A plan has a function for all its statements; an append that is alo
 lone caller waits for, has a call for just the statements that it needs. When the guard refuses a key the function
 fails as a whole and the batch goes the long way.
 
-The long way is statement by statement: for refusals, for careful batches, when a crash point is armed, and
-where the role may make no temporary function or type.
+The long way is statement by statement: for refusals, for careful batches, when a crash point is armed, behind a
+pooler that gives every transaction another session, and where the role may make no temporary function or type.
 
 Invariants:
     - A batch whose guard refuses a key writes the appends of the others, and nothing of that key's.
@@ -43,7 +43,7 @@ from holdfast.store.postgres_errors import (
     sqlstate_of,
     translate,
 )
-from holdfast.store.postgres_pool import Link
+from holdfast.store.postgres_pool import Link, begun
 
 __all__ = ["LANE_SETTINGS", "Lane"]
 
@@ -212,8 +212,11 @@ class Lane:
         evict = self._statements["ledger.evict"].text
         while self._ghosts:
             session = self._ghosts[-1].session
+            if link.pooled and session.since is None:  # it began no transaction, and the session is anybody's
+                self._ghosts.pop()
+                continue
             with Edge(self._label):
-                found = await link.connection.fetchrow(evict, session.pid, session.started)
+                found = await link.connection.fetchrow(evict, session.pid, session.started, session.since)
             if found is not None and not found[0]:
                 raise Unavailable(f"{self._label}: a lost session has not ended yet", "it is asked again")
             self._ghosts.pop()
@@ -239,7 +242,8 @@ class Lane:
         """Run a batch as one transaction, again if it collides with another."""
         for attempt in range(COLLISIONS_MAX + 1):
             try:
-                if batch.careful or points.armed or not await self._run_quickly(batch, link):
+                slowly = batch.careful or link.pooled or points.armed
+                if slowly or not await self._run_quickly(batch, link):
                     await self._run_stepwise(batch, link)
             except asyncpg.PostgresError as error:
                 if attempt == COLLISIONS_MAX or not is_collision(error):
@@ -372,7 +376,12 @@ class Lane:
 
     async def _run_stepwise(self, batch: Batch, link: Link) -> None:
         connection = link.connection
-        await connection.execute("BEGIN")
+        if link.pooled:
+            await connection.execute(begun("BEGIN", LANE_SETTINGS))
+            statement = self._statements["ledger.transaction"]
+            link.session = statement.row(await connection.fetchrow(statement.text))
+        else:
+            await connection.execute("BEGIN")
         if points.armed:
             points.reach("batch.begun")
         if batch.careful:

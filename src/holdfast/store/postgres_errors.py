@@ -9,6 +9,7 @@ The driver quotes values in the details of its errors, so an error about values 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +24,7 @@ __all__ = [
     "is_append_fault",
     "is_collision",
     "is_lost",
+    "is_unprepared",
     "label_of",
     "sqlstate_of",
     "translate",
@@ -37,17 +39,24 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]+)?")
 _COLLISIONS = ("40001", "40P01")
+_UNPREPARED = ("26000", "42P05")
 _ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03")
 _VALUE_CLASSES = ("22", "23")
 
 
 class Edge:
-    """Turns what the driver raises in a block into errors of the store; reusable and reentrant."""
+    """Turns what the driver raises in a block into errors of the store; reusable and reentrant.
 
-    __slots__ = ("_label",)
+    Args:
+        label: What to call the server.
+        learn: Told of every error first.
+    """
 
-    def __init__(self, label: str) -> None:
+    __slots__ = ("_label", "_learn")
+
+    def __init__(self, label: str, learn: Callable[[BaseException], object] | None = None) -> None:
         self._label = label
+        self._learn = learn
 
     def __enter__(self) -> None:
         return None
@@ -56,6 +65,8 @@ class Edge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, DRIVER_ERRORS):
+            if self._learn is not None:
+                self._learn(error)
             raise translate(error, self._label) from cause_of(error)
 
 
@@ -74,7 +85,7 @@ def is_append_fault(error: Exception) -> bool:
     """Whether an error is the fault of its own row or statement, so that another append may do better."""
     state = sqlstate_of(error)
     if state:
-        return state[:2] in ("22", "23", "42", "54") and state != "42501"
+        return state[:2] in ("22", "23", "42", "54") and state not in ("42501", *_UNPREPARED)
     if isinstance(error, StoreError):
         return True  # a statement that the catalogue does not have
     return isinstance(error, asyncpg.InterfaceError | ValueError | TypeError | OverflowError) and not is_lost(error)
@@ -83,6 +94,11 @@ def is_append_fault(error: Exception) -> bool:
 def is_collision(error: Exception) -> bool:
     """Whether two transactions met, and the same one again would succeed."""
     return sqlstate_of(error) in _COLLISIONS
+
+
+def is_unprepared(error: BaseException | None) -> bool:
+    """Whether a statement that was prepared is gone, or another is in its place: the session was another one."""
+    return error is not None and sqlstate_of(error) in _UNPREPARED
 
 
 def is_lost(error: Exception) -> bool:
@@ -165,6 +181,10 @@ def _by_state(state: str, error: Exception, label: str) -> StoreError:
             )
         case "3D", _:
             return StoreError(f"{label} does not exist", "create the database", code="store.cannot_open")
+        case _, ("26000" | "42P05"):
+            return Unavailable(
+                f"a pooler gives every transaction of {label} another session", "it is asked so from now on: try again"
+            )
         case _, "25006":
             return StoreError(
                 f"{label} cannot be written: the server or the session is read-only",

@@ -1,7 +1,12 @@
 """Connections to PostgreSQL: made as they should be, lent to one transaction at a time.
 
+Between us and the server may be a pooler that gives every transaction another session. It shows: a session is not
+the one that the connection was told of, or a statement that was prepared is gone. Then nothing is kept in a session:
+statements are not prepared, and a transaction sets for itself what a session would have.
+
 Invariants:
-    - A session commits with `synchronous_commit=on`, in READ COMMITTED, on a server that flushes.
+    - A session, or where there is a pooler a transaction, commits with `synchronous_commit=on`, in READ COMMITTED, on
+      a server that flushes.
     - A connection is lent once at a time, and comes back outside a transaction or not at all.
     - No connection is used or closed in a forked child.
 """
@@ -20,12 +25,12 @@ from holdfast.core.errors import Closed, ConfigError, StoreError
 from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Row
 from holdfast.store.home import leak
-from holdfast.store.postgres_errors import DRIVER_ERRORS, Edge, is_lost, translate
+from holdfast.store.postgres_errors import DRIVER_ERRORS, Edge, is_lost, is_unprepared, translate
 
 if TYPE_CHECKING:
     from holdfast.store.settings import StoreSettings
 
-__all__ = ["Connector", "Link", "Pool"]
+__all__ = ["Connector", "Link", "Pool", "begun"]
 
 CONNECT_S = 10.0
 CLOSE_S = 2.0
@@ -41,6 +46,14 @@ SETTINGS = {
     "jit": "off",  # it takes longer than any of our statements
 }
 """A setting of the server, the database or the role must not weaken what an acknowledgement promises."""
+LOCAL = ("synchronous_commit", "jit")
+"""Those that are more than names, or are said where a transaction begins."""
+
+
+def begun(begin: str, settings: Mapping[str, str]) -> str:
+    """Return what begins a transaction that has these settings, whatever session it gets."""
+    local = {name: SETTINGS[name] for name in LOCAL} | dict(settings)
+    return "; ".join((begin, *(f"SET LOCAL {name} TO '{value}'" for name, value in local.items())))
 
 
 class Link:
@@ -49,15 +62,17 @@ class Link:
     Attributes:
         connection: The driver's connection.
         session: What `ledger.session` said of it.
+        pooled: Whether each transaction may get another session.
         used: Whether a transaction has been on it: its server may have gone since.
         calls: What a lane has prepared on it.
     """
 
-    __slots__ = ("calls", "connection", "session", "used")
+    __slots__ = ("calls", "connection", "pooled", "session", "used")
 
-    def __init__(self, connection: Any, session: Row) -> None:
+    def __init__(self, connection: Any, session: Row, *, pooled: bool = False) -> None:
         self.connection = connection
         self.session = session
+        self.pooled = pooled
         self.used = False
         self.calls: dict[Any, Any] = {}
 
@@ -68,7 +83,11 @@ class Link:
 
 
 class Connector:
-    """Opens connections, and knows all that are open."""
+    """Opens connections, and knows all that are open.
+
+    Attributes:
+        pooled: Whether there is a pooler of transactions in between.
+    """
 
     def __init__(
         self, url: str, label: str, *, settings: StoreSettings, statements: Catalogue, read_only: bool
@@ -81,6 +100,8 @@ class Connector:
         self._session = statements["ledger.session"]
         self._links: set[Link] = set()
         self._cut = False
+        self._looked = False
+        self.pooled = False
 
     async def connect(self, settings: Mapping[str, str] | None = None) -> Link:
         """Open a connection.
@@ -92,30 +113,62 @@ class Connector:
         wanted = {**SETTINGS, **(settings or {})}
         if self._read_only:
             wanted["default_transaction_read_only"] = "on"
+        link = None
+        while link is None:
+            pooled = self.pooled
+            connection = await self._open(pooled=pooled)
+            _read_less(connection)
+            try:
+                link = await self._introduce(connection, wanted, pooled=pooled)
+                if self._cut:
+                    raise Closed(f"{self._label} is closed", "open it again")  # noqa: TRY301 - one way out for whatever stands against the connection
+            except BaseException:
+                connection.terminate()
+                raise
+            if link is None:
+                connection.terminate()
+                self.pooled = True
+        made = link
+        self._links.add(made)
+        connection.add_termination_listener(lambda _: self._links.discard(made))
+        return made
+
+    async def _open(self, *, pooled: bool) -> Any:
         try:
-            connection = await asyncpg.connect(
-                self._url, timeout=CONNECT_S, statement_cache_size=512, max_cached_statement_lifetime=0,
-                max_cacheable_statement_size=0,
+            return await asyncpg.connect(
+                self._url, timeout=CONNECT_S, statement_cache_size=0 if pooled else 512,
+                max_cached_statement_lifetime=0, max_cacheable_statement_size=0,
             )  # fmt: skip
         except (asyncpg.ClientConfigurationError, ValueError):
             raise ConfigError(f"{self._label} cannot be opened: its URL makes no sense", "check its parts") from None
         except DRIVER_ERRORS as error:
             raise translate(error, self._label) from error
-        _read_less(connection)
+
+    async def _introduce(self, connection: Any, wanted: Mapping[str, str], *, pooled: bool) -> Link | None:
+        """Make a session what it should be; None: it is a pooler's, and was not expected to be."""
         try:
             with self._edge:
-                found = await connection.fetchrow(self._session.text, list(wanted), list(wanted.values()))
-            session = self._session.row(found)
-            self._check(session)
-            if self._cut:
-                raise Closed(f"{self._label} is closed", "open it again")  # noqa: TRY301 - one way out for whatever stands against the connection
-        except BaseException:
-            connection.terminate()
+                if not pooled and not self._looked:
+                    # Nothing is set yet: if the session is somebody else's next, he must not find it changed.
+                    session = await self._ask(connection, {})
+                    if session.pid != connection.get_server_pid():
+                        return None
+                    self._looked = True
+                session = await self._ask(connection, {} if pooled else wanted)
+        except StoreError as error:
+            if not pooled and is_unprepared(error.__cause__):
+                return None
             raise
-        link = Link(connection, session)
-        self._links.add(link)
-        connection.add_termination_listener(lambda _: self._links.discard(link))
-        return link
+        self._check(session)
+        return Link(connection, session, pooled=pooled)
+
+    async def _ask(self, connection: Any, settings: Mapping[str, str]) -> Row:
+        return self._session.row(await connection.fetchrow(self._session.text, list(settings), list(settings.values())))
+
+    def learn(self, error: BaseException | None) -> None:
+        """Take from an error that there is a pooler: links made before are used no more."""
+        if is_unprepared(error):
+            self.pooled = True
 
     async def close(self) -> None:
         """Take leave of the server on every connection."""
@@ -204,9 +257,10 @@ class Pool:
         try:
             while True:
                 link = await self._find()
+                begin = begun(self._begin, {}) if link.pooled else self._begin
                 try:
                     with self._edge:
-                        await link.connection.execute(self._begin)
+                        await link.connection.execute(begin)
                 except BaseException as error:
                     link.connection.terminate()
                     # The server may have restarted while the connection lay idle: nothing has happened yet.
@@ -222,7 +276,7 @@ class Pool:
     async def fetch(self, text: str, values: list[object]) -> Row | None:
         """Run one statement outside a transaction; return its first row.
 
-        It runs again, once, when the connection is lost meanwhile.
+        It runs again, once, when the connection is lost meanwhile; or when the statement was prepared in vain.
 
         Raises:
             StoreError: It failed; after `Unavailable` nobody knows whether it did.
@@ -235,20 +289,29 @@ class Pool:
                 fresh, link.used = not link.used, True
                 try:
                     with self._edge:
-                        row = await link.connection.fetchrow(text, *values)
+                        row = await self._fetch(link, text, values)
                 except BaseException as error:
-                    if link.closed or not isinstance(error, StoreError):
-                        link.connection.terminate()
                     cause = error.__cause__
-                    if again and not fresh and isinstance(cause, Exception) and is_lost(cause):
+                    lost = isinstance(cause, Exception) and is_lost(cause)
+                    if lost or link.closed or not isinstance(error, StoreError):
+                        link.connection.terminate()
+                    self._keep(link)
+                    if again and ((lost and not fresh) or is_unprepared(cause)):
                         again = False
                         continue
-                    self._keep(link)
                     raise
                 self._keep(link)
                 return row
         finally:
             self._release()
+
+    async def _fetch(self, link: Link, text: str, values: list[object]) -> Any:
+        if not link.pooled:
+            return await link.connection.fetchrow(text, *values)
+        await link.connection.execute(begun(self._begin, {}))
+        row = await link.connection.fetchrow(text, *values)
+        await link.connection.execute("COMMIT")
+        return row
 
     def lend(self, link: Link) -> None:
         """Take a connection that was made elsewhere."""
@@ -262,7 +325,11 @@ class Pool:
     def _keep(self, link: Link) -> None:
         if link.closed:
             pass
-        elif link.connection.is_in_transaction() or len(self._idle) >= IDLE_MAX:
+        elif (
+            link.connection.is_in_transaction()
+            or link.pooled is not self._connector.pooled
+            or len(self._idle) >= IDLE_MAX
+        ):
             link.connection.terminate()
         else:
             self._idle.append(link)
@@ -301,7 +368,9 @@ class Pool:
     async def _find(self) -> Link:
         while self._idle:
             link = self._idle.pop()
-            if not link.closed:
+            if link.pooled is not self._connector.pooled:
+                link.connection.terminate()
+            elif not link.closed:
                 return link
         return await self._connector.connect()
 

@@ -3,7 +3,7 @@
 One connection writes; a few more read, each block in a snapshot of its own; one copies the log
 (`sqlite_log`). The write connection has one user at a time, a `write()` block or a group commit, in the order
 they came (`Turn`). Statements run inline on the loop's thread: they are short, and a thread would cost more
-than they do. What can take long, waiting for another process or a slow flush, goes to the writer thread.
+than they do. What can take long, a slow flush or a batch's wait for another process, goes to the writer thread.
 
 A flush is inline too while flushes are quick: on a good disk it takes less time than waking a thread, and
 unlike a thread it cannot be starved by a loop that never idles.
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import apsw
 
 from holdfast.core import points, trace
-from holdfast.core.errors import Closed, StoreError, Unavailable
+from holdfast.core.errors import Busy, Closed, StoreError, Unavailable
 from holdfast.store import catalogue, migrate
 from holdfast.store.batch import Batch
 from holdfast.store.database import Call, Overdue
@@ -41,7 +41,7 @@ from holdfast.store.sqlite_errors import Edge, translate
 from holdfast.store.sqlite_log import WAL_BYTES_MAX, LogKeeper
 from holdfast.store.sqlite_pool import Pool, Reader, find_file, leave_log, make_file, pragmas
 from holdfast.store.sqlite_tx import ReadBlock, WriteBlock, bind
-from holdfast.store.turn import Turn
+from holdfast.store.turn import Turn, outwait
 from holdfast.store.worker import Worker
 from holdfast.store.writer import Writer
 
@@ -55,6 +55,8 @@ __all__ = ["SqliteDatabase", "open_sqlite"]
 MEMORY = ":memory:"
 BUSY_S = 10.0
 """How long to wait for another process to end its transaction: far longer than any of ours takes."""
+MEMORY_PAGE_BYTES = 1024
+"""Every page that a transaction changes is copied first, for its rollback: in memory that is most of its cost."""
 QUICK_S = 0.003
 """A flush up to this long may hold up the loop."""
 PROBE_EVERY, PROBE_EVERY_MAX = 32, 1024
@@ -105,7 +107,8 @@ class SqliteDatabase:
         if read_only:
             self.writer.abandon(self._refuse)
         self.home.on_fork(self._part)
-        points.on_crash(self.abandon)
+        self._crashed = False
+        points.on_crash(self._crash)
 
     # As a database
 
@@ -121,9 +124,14 @@ class SqliteDatabase:
 
     async def submit(self, statement: str, /, **params: object) -> Row | None:
         self.check()
-        if self.memory and not self.turn.taken and not self.writer.pending_items and not points.armed:
-            return self._submit_now(statement, params)  # there is no flush to share
-        return await self._submit_soon(statement, params)
+        if not self.memory or self.turn.taken or self.writer.pending_items or points.armed:
+            return await self._submit_soon(statement, params)
+        found = self.statements[statement]  # there is no flush to share
+        try:
+            rows = self.connection.execute(found.text, bind(found, params)).fetchall()
+        except self.edge.mapped as error:
+            raise translate(error, self.label) from error
+        return found.row(rows[0]) if rows else None
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         self.check()
@@ -165,6 +173,10 @@ class SqliteDatabase:
         else:
             self._worker.submit(self._pool.close, lambda _: None)
         self._worker.end()
+
+    def _crash(self) -> None:
+        self._crashed = True
+        self.abandon()
 
     def check(self) -> None:
         """Make sure that the ledger is open, and the caller at home.
@@ -216,12 +228,6 @@ class SqliteDatabase:
         finally:
             self.turn.give()
 
-    def _submit_now(self, statement: str, params: dict[str, object]) -> Row | None:
-        found = self.statements[statement]
-        with self.edge:
-            rows = self.connection.execute(found.text, bind(found, params)).fetchall()
-        return found.row(rows[0]) if rows else None
-
     async def _submit_soon(self, statement: str, params: dict[str, object]) -> Row | None:
         """Have the writer run a statement in the transaction of its next batch."""
         future: asyncio.Future[Row | None] = self.home.loop.create_future()
@@ -236,6 +242,8 @@ class SqliteDatabase:
             raise Unavailable(f"{self.label} did not acknowledge a statement in time", "try again") from None
         except asyncio.CancelledError:
             self.writer.withdraw(call)
+            if self._crashed:  # which is what ended the wait
+                raise points.Crashed("the process crashed") from None
             raise
 
     def _go(self) -> None:
@@ -293,11 +301,16 @@ class SqliteDatabase:
         Raises:
             Busy: Another process kept the file to itself for too long.
         """
+        if not self._begins() and not await outwait(self._begins, BUSY_S):
+            raise Busy(f"{self.label} is held by another process", "try again; see who keeps a transaction open")
+
+    def _begins(self) -> bool:
         self.check()
         try:
             self._begin()
         except _Occupied:
-            await self._worker.call(self._begin_patiently)
+            return False
+        return True
 
     async def commit_block(self) -> None:
         """Commit the transaction of a write block; roll it back when that fails."""
@@ -432,6 +445,8 @@ class SqliteDatabase:
     def _connect(self) -> None:
         create = apsw.SQLITE_OPEN_CREATE if self.memory else 0  # a file has been made, with its mode
         self.connection = self._pool.connect(apsw.SQLITE_OPEN_READWRITE | create)
+        if self.memory:
+            pragmas(self.connection, f"page_size = {MEMORY_PAGE_BYTES}")
 
     def _start_log(self) -> None:
         mode = self.connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]

@@ -34,13 +34,16 @@ class Edge:
     Args:
         label: What to call the database.
         values: Also turn what Python raises for values that cannot be bound.
+
+    Attributes:
+        mapped: What is turned.
     """
 
-    __slots__ = ("_label", "_mapped")
+    __slots__ = ("_label", "mapped")
 
     def __init__(self, label: str, *, values: bool = False) -> None:
         self._label = label
-        self._mapped: tuple[type[Exception], ...] = (apsw.Error, *_VALUE_FAULTS) if values else (apsw.Error,)
+        self.mapped: tuple[type[Exception], ...] = (apsw.Error, *_VALUE_FAULTS) if values else (apsw.Error,)
 
     def __enter__(self) -> None:
         return None
@@ -48,7 +51,7 @@ class Edge:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, self._mapped):
+        if isinstance(error, self.mapped):
             raise translate(error, self._label) from error
 
 

@@ -1,19 +1,24 @@
-"""Who may use the one connection that writes.
+"""Who may use the one connection that writes; and waiting for whoever else writes to the file.
 
 Invariants:
     - One at a time, in the order of asking; whoever gives up waiting holds up nobody.
+    - Whoever waits for another process does nothing meanwhile: cancelled, he has begun nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.errors import StoreError
 
-__all__ = ["Turn"]
+__all__ = ["Turn", "outwait"]
+
+PAUSE_FIRST_S, PAUSE_MAX_S = 0.0005, 0.01
+"""Between two looks whether another process has ended its transaction."""
 
 
 class Turn:
@@ -68,3 +73,24 @@ class Turn:
             elif not following.done():
                 self.taken = True
                 following.set_result(None)
+
+
+async def outwait(begin: Callable[[], bool], seconds: float) -> bool:
+    """Begin as soon as nobody else writes; False: somebody did for that long.
+
+    In real time, whatever clock a test may set: the other process knows no other.
+
+    Args:
+        begin: Begins a transaction at once, or says that somebody else has one.
+        seconds: How long to wait.
+    """
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    deadline = time.perf_counter() + seconds
+    pause = PAUSE_FIRST_S
+    while True:
+        await asyncio.wait((never,), timeout=pause)
+        if begin():
+            return True
+        if time.perf_counter() > deadline:
+            return False
+        pause = min(pause * 1.5, PAUSE_MAX_S)
