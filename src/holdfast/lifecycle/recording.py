@@ -160,7 +160,7 @@ async def record(
 
 def _unstorable(entry: Entry) -> LifecycleError | None:
     for text in (*entry.identity, entry.chain[1]):
-        if text is not None and ("\0" in text or not _is_text(text)):
+        if text is not None and ("\0" in text or not (text.isascii() or _is_text(text))):
             return ReceiptInvalid(InvalidReceipt("an id of the receipt holds a character that cannot be stored"))
     return None
 

@@ -1,0 +1,46 @@
+"""Instants as microseconds, as datetimes, and as they are written. Pure.
+
+Invariants:
+    - An instant without a time zone is none.
+    - What is finer than a microsecond is cut off, never rounded up into the future.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["micros", "moment", "parse", "written"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,6})\d{0,32})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def micros(when: datetime) -> int:
+    """Return an aware datetime in microseconds of the epoch."""
+    return (when - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(at: int) -> datetime:
+    """Return microseconds of the epoch as a datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=at)
+
+
+def parse(text: str) -> int | None:
+    """Return an RFC 3339 instant in microseconds, or None where the text is none."""
+    found = _RFC3339.fullmatch(text)
+    if found is None:
+        return None
+    day, clock, fraction, zone = found.groups()
+    try:
+        when = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '0').ljust(6, '0')}{zone.upper()}")
+        return micros(when)
+    except (ValueError, OverflowError):
+        return None
+
+
+def written(at: int) -> str:
+    """Return microseconds as RFC 3339 in UTC, with six decimals."""
+    return moment(at).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")

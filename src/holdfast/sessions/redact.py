@@ -1,0 +1,127 @@
+"""Take secrets out of what is about to be kept, leaving a mark that tells equal secrets from different ones. Pure.
+
+Invariants:
+    - JSON stays JSON: a mark holds nothing that needs escaping, and no rule of ours takes a quote.
+    - Redacting twice is redacting once.
+    - No rule takes more than time proportional to the bytes; a pattern that could is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from holdfast.core.errors import ConfigError
+
+__all__ = ["BUILTIN", "Redacted", "Rules", "redact", "rules"]
+
+_NAME = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
+_START = rb"(?<![A-Za-z0-9])"
+
+BUILTIN: Mapping[str, bytes] = {
+    "provider_key": _START + rb"(?:sk-[A-Za-z0-9_-]{20,512}|AIza[A-Za-z0-9_-]{35}|gsk_[A-Za-z0-9]{20,512})",
+    "aws_key": _START + rb"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
+    "github_token": _START + rb"(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
+    "slack_token": _START + rb"xox[abeoprs]-[A-Za-z0-9-]{10,255}",
+    "jwt": _START + rb"eyJ[A-Za-z0-9_-]{8,2048}\.eyJ[A-Za-z0-9_-]{8,8192}\.[A-Za-z0-9_-]{8,2048}",
+    "private_key": rb"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[A-Za-z0-9+/=\s\\]{0,16384}"
+    rb"-----END [A-Z ]{0,32}PRIVATE KEY-----",
+    "bearer": rb"(?<![A-Za-z0-9])[Bb]earer (?P<secret>[A-Za-z0-9._~+/=-]{16,4096})",
+}
+"""The rules that come with the slice; of a match with a group `secret` only that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Patterns by name, in the order they are applied."""
+
+    patterns: tuple[tuple[str, re.Pattern[bytes]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """What is left, and how often each rule took something."""
+
+    data: bytes
+    counts: Mapping[str, int]
+
+
+def rules(given: Iterable[tuple[str, str]] = (), *, builtin: bool = True) -> Rules:
+    """Return the rules of an installation.
+
+    Args:
+        given: The user's, each a name and a pattern.
+        builtin: Whether those that come with the slice are applied first.
+
+    Raises:
+        ConfigError: A name or a pattern cannot be used, or a pattern nests unbounded repeats.
+    """
+    found = [(name, re.compile(pattern)) for name, pattern in BUILTIN.items()] if builtin else []
+    for name, pattern in given:
+        if not _NAME.fullmatch(name):
+            raise _wrong(name, "has a name that is not 1 to 32 of a-z 0-9 _")
+        try:
+            compiled = re.compile(pattern.encode())
+        except re.error as error:
+            raise _wrong(name, f"has a pattern that is none: {error}") from None
+        if compiled.match(b""):
+            raise _wrong(name, "has a pattern that matches nothing at all")
+        if _nests(pattern):
+            raise _wrong(name, "repeats without bound what repeats without bound, which can take for ever")
+        found.append((name, compiled))
+    return Rules(tuple(found))
+
+
+def _wrong(name: str, why: str) -> ConfigError:
+    return ConfigError(f"the redaction rule {name[:32]!r} {why}", "see the reference on redaction", keys=("redact",))
+
+
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]|\(|\)|[*+?]|\{\d*,?\d*\}|.", re.DOTALL)
+
+
+def _nests(pattern: str) -> bool:
+    """Say whether an unbounded repeat stands inside of another."""
+    # For each open group, whether something in it repeats without bound.
+    groups = [False]
+    closed = False  # of what was read last: whether it holds such a repeat
+    for piece in _PIECE.findall(pattern):
+        if piece == "(":
+            groups.append(False)
+            closed = False
+        elif piece == ")":
+            closed = groups.pop()
+            groups[-1] = groups[-1] or closed
+        elif piece in ("*", "+") or (piece[0] == "{" and piece.endswith(",}")):
+            if closed:
+                return True
+            groups[-1] = True
+        else:
+            closed = False
+    return False
+
+
+def redact(data: bytes, using: Rules, key: bytes) -> Redacted:
+    """Return bytes with every secret that the rules find replaced by `[redacted:<rule>:<length>:<hash>]`.
+
+    Args:
+        data: Anything.
+        using: The rules.
+        key: The installation's secret, 32 bytes, so that a mark is no oracle.
+    """
+    counts: dict[str, int] = {}
+    for name, pattern in using.patterns:
+
+        def mark(found: re.Match[bytes], name: str = name) -> bytes:
+            group = "secret" if "secret" in found.re.groupindex else 0
+            secret, start = found[group], found.start(group) - found.start()
+            if not secret or secret.startswith(b"[redacted:"):
+                return found[0]
+            counts[name] = counts.get(name, 0) + 1
+            sign = f"[redacted:{name}:{len(secret)}:{blake3(secret, key=key).hexdigest(4)}]".encode()
+            return found[0][:start] + sign + found[0][start + len(secret) :]
+
+        data = pattern.sub(mark, data)
+    return Redacted(data, counts)
