@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from holdfast.execution import declare
 from holdfast.store.database import Database
 from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
+
+# Whoever starts the suite in the background of a shell has it ignore interrupts, and so would the processes it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", settings.get_profile("ci"), max_examples=40)
 settings.load_profile("suite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from typing import BinaryIO
 
 import pytest
 
@@ -22,6 +23,14 @@ ROWS = [
 ]
 
 
+def read(sent: BinaryIO) -> bytes:
+    """What has arrived; nothing more does once the terminal is closed and has been read."""
+    try:
+        return sent.read(65_536)
+    except OSError:
+        return b""
+
+
 def shown(monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
     """What a terminal of a width is sent, without its colours."""
     keyboard, screen = os.openpty()
@@ -31,8 +40,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", terminal)
             table(COLUMNS, ROWS)
-        terminal.flush()
-        text = sent.read(65_536).decode()
+        terminal.close()
+        text = b"".join(iter(lambda: read(sent), b"")).decode()
     return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
 
 

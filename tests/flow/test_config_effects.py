@@ -185,6 +185,7 @@ async def ack_timeout_ms(stage: Stage, value: Any) -> Any:
         await pass_time(clock, 1000)
         refused = task.done()
         WriterFaults(hf).resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         with contextlib.suppress(holdfast.JournalUnavailable):
             await task
     return "refused" if refused else "waiting"

@@ -565,6 +565,7 @@ async def test_steps_that_do_not_end_in_time_are_left_behind(stage: Stage) -> No
         for _ in range(8):
             await clock.advance(timedelta(seconds=1))
             await until(task.done, 0.2, anyway=True)
+        await until(task.done, anyway=True)
         ended = task.done()
         task.cancel()
         (value,) = await asyncio.gather(task, return_exceptions=True)

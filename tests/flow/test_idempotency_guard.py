@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import apsw
 import pytest
@@ -20,7 +21,7 @@ from tests.flow.guards import AGAIN, CREATED, SECRET, Desk, Gated, Line, Wired, 
 
 from holdfast.core import trace
 from holdfast.core.errors import ConfigError, SchemaMismatch, WrongLoop, WrongProcess
-from holdfast.idempotency import IdempotencyMiddleware, claiming, keys
+from holdfast.idempotency import IdempotencyMiddleware, claiming, events, keys
 from holdfast.idempotency.claims import Held
 from holdfast.idempotency.errors import RecordUnreadable, StoreUnavailable
 from holdfast.idempotency.guard import Idempotency
@@ -795,7 +796,10 @@ async def test_claims_and_settles_are_traced(store: LocalStore, clock: ManualClo
         ]
 
 
-async def test_metrics_count_what_is_under_way(store: LocalStore, clock: ManualClock) -> None:
+async def test_metrics_count_what_is_under_way(
+    store: LocalStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_observers", WeakSet())  # guards that other tests have left behind are none of ours
     async with desk(store, clock) as it:
         before = trace.snapshot()
         held = await it.held()

@@ -64,6 +64,8 @@ CLASSES: list[tuple[BaseException, FailureClass]] = [
     (errors.TelemetryInternal("x"), "internal_error"),
     (errors.UndecodableHook("x"), "internal_error"),
     (errors.SettingsUnreadable("x"), "internal_error"),
+    (errors.ContinuationRefused("x"), "internal_error"),
+    (errors.ContinuationConflict("thread", "name", 2, 1), "internal_error"),
     (errors.EventInFlight(1), "internal_error"),
     (errors.ChainBroken("c", 1, "rcp-1", "body_changed"), "internal_error"),
     (core.Busy("x"), "state_conflict"),
