@@ -172,9 +172,9 @@ def test_every_method_of_a_class_of_note_is_in_the_reference() -> None:
 # Public to the other modules of the slice, and of no use outside.
 SAID_OF_IDEM = {"apply", "discarded", "result", "retention", "settled"}
 CALLED_BY_SHELLS = {
-    "claim", "claim_in", "claim_ready", "enter", "gated", "holding", "holds", "lateness", "leave", "lookup", "mark_irreversible",
-    "mark_unknown", "observe", "ready", "record", "release", "retry_after", "set_result", "settle", "settle_in",
-    "ticket", "unprotected", "wait",
+    "claim", "claim_in", "claim_ready", "enter", "gated", "holding", "holds", "lateness", "leave", "lookup",
+    "mark_irreversible", "mark_unknown", "observe", "ready", "record", "release", "retry_after", "set_result", "settle",
+    "settle_in", "ticket", "unprotected", "wait",
 }  # fmt: skip
 RULING = {"declared", "lapse", "matches", "ruled"}
 SENDING = {"claim", "conclude", "describe", "release"}
