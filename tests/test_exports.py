@@ -25,6 +25,7 @@ import holdfast
 from holdfast import HoldfastError
 from holdfast.idempotency.settings import IdempotencySettings
 from holdfast.lifecycle.config import Client, LifecycleConfig
+from holdfast.sessions.config import SessionsConfig
 
 REFERENCE = ROOT / "docs" / "reference"
 PUBLIC = (
@@ -33,13 +34,13 @@ PUBLIC = (
     "holdfast.integrations.aiosqlite", "holdfast.integrations.apsw", "holdfast.integrations.asyncpg",
     "holdfast.integrations.fastapi", "holdfast.integrations.litestar", "holdfast.integrations.quart",
     "holdfast.integrations.sqlalchemy", "holdfast.integrations.starlette",
-    "holdfast.lifecycle", "holdfast.lifecycle.ledger",
+    "holdfast.lifecycle", "holdfast.lifecycle.ledger", "holdfast.sessions",
 )  # fmt: skip
 TYPED = (
     "holdfast", "holdfast.idempotency", "holdfast.idempotency.client",
-    "holdfast.lifecycle", "holdfast.lifecycle.ledger",
+    "holdfast.lifecycle", "holdfast.lifecycle.ledger", "holdfast.sessions",
 )  # fmt: skip
-CODE = re.compile(r"(config|codec|limit|store|durable|idempotency|lifecycle)\.[a-z_]+")
+CODE = re.compile(r"(config|codec|limit|store|durable|idempotency|lifecycle|sessions)\.[a-z_]+")
 
 
 @cache
@@ -142,7 +143,7 @@ def test_exports_are_sorted() -> None:
         assert len(names) == len(set(names)), module
 
 
-@pytest.mark.parametrize("module", ["holdfast", "holdfast.idempotency", "holdfast.lifecycle"])
+@pytest.mark.parametrize("module", ["holdfast", "holdfast.idempotency", "holdfast.lifecycle", "holdfast.sessions"])
 def test_exports_are_what_the_package_shows(module: str) -> None:
     """Completion offers the promised names, though they are resolved on first use."""
     package = importlib.import_module(module)
@@ -200,7 +201,9 @@ def test_no_two_errors_share_a_code() -> None:
     assert sorted(codes) == sorted(set(codes))
 
 
-@pytest.mark.parametrize("config", [holdfast.DurableConfig, IdempotencySettings, LifecycleConfig, Client])
+@pytest.mark.parametrize(
+    "config", [holdfast.DurableConfig, IdempotencySettings, LifecycleConfig, Client, SessionsConfig]
+)
 def test_every_setting_is_in_the_reference(config: type) -> None:
     page = reference("configuration")
     assert [key for key in settings(config) if not named(key, page)] == []

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -28,7 +28,7 @@ import holdfast
 import holdfast.idempotency
 import holdfast.sync
 import holdfast.testing
-from holdfast import lifecycle
+from holdfast import lifecycle, sessions
 from holdfast.core import trace
 from holdfast.idempotency import IdempotencyConfig, RouteRule, answers, calls, client, errors, events, openapi, outbox
 from holdfast.idempotency.rules import CODES, PROFILES
@@ -44,6 +44,7 @@ from holdfast.integrations import (
 )
 from holdfast.lifecycle import ledger
 from holdfast.lifecycle.config import Client, LifecycleConfig
+from holdfast.sessions.config import SessionsConfig
 from holdfast.testing import crash_points
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -51,12 +52,12 @@ MODULES: dict[str, ModuleType] = {
     "holdfast": holdfast, "sync": holdfast.sync, "testing": holdfast.testing, "idempotency": holdfast.idempotency,
     "client": client, "outbox": outbox, "starlette": starlette, "fastapi": fastapi, "quart": quart,
     "litestar": litestar, "asyncpg": asyncpg, "sqlalchemy": sqlalchemy, "aiosqlite": aiosqlite, "apsw": apsw,
-    "lifecycle": lifecycle, "ledger": ledger,
+    "lifecycle": lifecycle, "ledger": ledger, "sessions": sessions,
 }  # fmt: skip
 CONSTANTS = {
     "timedelta": timedelta, "os": os, "Retry": holdfast.Retry, "RetryPolicy": client.RetryPolicy,
     "SECRET_PARAMS": calls.SECRET_PARAMS, "RouteRule": RouteRule,
-    "PayloadPolicy": lifecycle.PayloadPolicy,
+    "PayloadPolicy": lifecycle.PayloadPolicy, "SessionFilters": sessions.SessionFilters, "LOCAL": sessions.LOCAL,
 }  # fmt: skip
 FACTORY = "<factory>"
 
@@ -82,7 +83,9 @@ def signatures() -> Iterator[tuple[str, str]]:
 
 def resolve(name: str) -> Any:
     head, _, rest = name.partition(".")
-    holders = [module for module in (holdfast, holdfast.idempotency, client, lifecycle) if hasattr(module, head)]
+    holders = [
+        module for module in (holdfast, holdfast.idempotency, client, lifecycle, sessions) if hasattr(module, head)
+    ]
     target: Any = MODULES.get(head) or getattr(holders[0], head)
     for part in rest.split("."):
         target = getattr(target, part)
@@ -190,7 +193,8 @@ def rows(text: str) -> Iterator[list[str]]:
 
 def test_settings_have_the_defaults_and_ranges_of_the_reference() -> None:
     fields = {field.name: field for field in dataclasses.fields(holdfast.DurableConfig)}
-    said = {cells[0].strip("`"): cells for cells in rows(page("configuration")) if cells[0].strip("`") in fields}
+    durable = page("configuration").partition("## `[idempotency]`")[0]
+    said = {cells[0].strip("`"): cells for cells in rows(durable) if cells[0].strip("`") in fields}
     assert said.keys() == fields.keys()
     for name, field in fields.items():
         default, span = said[name][1].strip("`"), said[name][2]
@@ -217,6 +221,28 @@ def test_settings_of_hooks_have_the_defaults_and_ranges_of_the_reference(config:
         ), name
         if field.metadata.get("minimum") is not None:
             low, high = map(int, re.findall(r"\d+", span)[:2])
+            assert (low, high) == (field.metadata["minimum"], field.metadata["maximum"]), name
+
+
+def leaves(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a settings class by their keys, those of a nested one after its name and a dot."""
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def test_settings_of_sessions_have_the_defaults_and_ranges_of_the_reference() -> None:
+    section = page("configuration").partition("## `[sessions]`")[2].partition("\n## ")[0]
+    said = {cells[0].strip("`"): cells for cells in rows(section)}
+    fields = dict(leaves(SessionsConfig))
+    assert list(said) == list(fields)
+    for name, field in fields.items():
+        assert ast.literal_eval(said[name][1].strip("`")) == field.default, name
+        if field.metadata.get("minimum") is not None:
+            low, high = map(int, re.findall(r"\d+", said[name][2])[:2])
             assert (low, high) == (field.metadata["minimum"], field.metadata["maximum"]), name
 
 

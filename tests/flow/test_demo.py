@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 _KEYS = [
     *("turns_expected", "turns_completed", "kills", "model_calls_paid", "model_calls_expected"),
     *("payments_expected", "payments_applied", "payments_doubled", "steps_run", "steps_replayed"),
     *("decisions", "lost", "verify_ok", "http_replays", "http_conflicts", "http_in_flight"),
-    *("receipts", "receipts_verified", "sequence_gaps", "seconds"),
+    *("receipts", "receipts_verified", "sequence_gaps", "turns_captured", "turns_expected_captured"),
+    *("input_tokens", "output_tokens", "cost_usd", "seconds"),
 ]
 _LIMIT_SECONDS = 100
 
@@ -44,6 +46,9 @@ def test_every_effect_happens_once_though_processes_are_killed(tmp_path: Path) -
     assert figures["http_replays"] >= 0 <= figures["http_in_flight"]
     assert figures["receipts"] == figures["receipts_verified"] == 2 + 2 * 6
     assert figures["sequence_gaps"] == 0
+    assert figures["turns_captured"] == figures["turns_expected_captured"] == 12
+    paid = (figures["input_tokens"] * 3 + figures["output_tokens"] * 15) / Decimal(1_000_000)
+    assert paid == Decimal(figures["cost_usd"]) > 0
     assert figures["decisions"] >= 1
     assert figures["steps_run"] > 0
     assert figures["steps_replayed"] > 0

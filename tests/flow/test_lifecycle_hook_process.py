@@ -160,14 +160,17 @@ def test_calls_at_the_same_time_are_all_kept(desk: Desk) -> None:
 
 
 def test_a_call_that_finds_the_ledger_locked_is_spooled_and_moved_under_its_id(desk: Desk) -> None:
-    """LX-57."""
+    """LX-57. Whoever reads a copy leaves it where it is."""
     desk.configure("[lifecycle]\nlock_wait_ms = 30\n")
     desk.plan()
     with desk.locked():
         answer = desk.call("claude", "--event", "Stop", body=stop())
     assert (answer.code, answer.out, answer.err) == (0, "", "")
+    copy = desk.home / "copy.db"
+    copy.write_bytes(desk.ledger.read_bytes())
+    assert "no receipts" in desk.run("receipts", "list", "--db", str(copy)).out
     (row,) = desk.kept(desk.state / "hooks.db")
-    assert desk.kept() == []
+    assert desk.kept() == desk.kept(copy) == []
     assert len(desk.receipts()) == 2
     assert [each["id"] for each in desk.kept()] == [row["id"]]
     assert desk.kept(desk.state / "hooks.db") == []
@@ -224,6 +227,18 @@ def test_a_call_that_nothing_can_take_fails_as_configured(desk: Desk, closed: bo
     assert desk.kept() == []
     assert desk.call("claude", "--event", "Stop", body=stop()).code == 0
     assert len(desk.receipts()) == 2
+
+
+@pytest.mark.parametrize(("named", "hook"), [(True, "UserPromptSubmit"), (False, "UserPromptSubmit"), (True, "Stop")])
+def test_a_ledger_that_was_never_opened_blocks_where_that_is_wanted(desk: Desk, named: bool, hook: str) -> None:
+    """LX-56: nothing is planned yet, so what has to block is known from the configuration alone."""
+    desk.configure('[lifecycle]\non_error = "closed"\n')
+    desk.ledger.parent.mkdir(parents=True)
+    desk.ledger.write_bytes(b"no database" * 1000)
+    answer = desk.call("claude", *(("--event", hook) if named else ()), body=prompt() | {"hook_event_name": hook})
+    assert (answer.code, answer.out) == (2 if hook == "UserPromptSubmit" else 0, "")
+    assert answer.err.endswith("is not a SQLite database\n")
+    assert len(desk.kept(desk.state / "hooks.db")) == 1
 
 
 @pytest.mark.parametrize("place", ["ledger", "spool", "config"])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blake3 import blake3
+from tests.unit.plans import context, negotiated
 
 from holdfast.lifecycle import Client, LifecycleConfig, LifecycleReceipt, decode, deliveries, derive, run_hook
 from holdfast.lifecycle import ledger as receipts
+from holdfast.lifecycle.continuations import list_continuations, put_continuation
 from holdfast.lifecycle.deliveries import Delivery
 from holdfast.lifecycle.documents import PressureObservation
+from holdfast.lifecycle.enums import Ambiguous
 from holdfast.lifecycle.harness import HookReply
-from holdfast.lifecycle.hooks import Hooks, is_dispatched
+from holdfast.lifecycle.hooks import Hooks
+from holdfast.lifecycle.planning import is_dispatched
 from holdfast.store.database import Database
 
 PROMPT = {"session_id": "s", "hook_event_name": "UserPromptSubmit", "prompt": "hi", "prompt_id": "t"}
@@ -216,9 +221,55 @@ def _fields(observation: PressureObservation) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("harness", "hook", "dispatched"),
-    [("claude", "SessionStart", True), ("claude_code", "SessionStart", True), ("claude", "Stop", False),
-     ("codex", "SessionStart", False), ("claude", "Surprise", False), ("acme", "SessionStart", False)],
+    [("claude", "SessionStart", True), ("claude", "Stop", False), ("codex", "SessionStart", False),
+     ("claude", "Surprise", False)],
 )  # fmt: skip
 def test_a_plan_says_which_hooks_need_a_client(harness: str, hook: str, dispatched: bool) -> None:
     bound = Client(id="c", command=("/bin/true",), events=("context.compacted",), harnesses=("claude",))
     assert is_dispatched(LifecycleConfig(clients=(bound,)), harness, hook) is dispatched
+
+
+@pytest.mark.parametrize(("ambiguous", "closed"), [("close", 1), ("rerun", 0)])
+async def test_what_is_over_its_time_goes_and_what_the_dead_left_is_closed(
+    db: Database, ambiguous: Ambiguous, closed: int
+) -> None:
+    """LX-42, LX-71: whoever derives lets go, too; a call that is to be made again stays open."""
+    yesterday = db.clock.now() - 86_400_000_000
+
+    async def put() -> None:
+        async with db.write() as tx:
+            await put_continuation(tx, "thread", "gone", b"", ttl=timedelta(hours=1), now=yesterday)
+            await put_continuation(tx, "thread", "kept", b"", ttl=timedelta(days=2), now=yesterday)
+
+    async def names() -> list[str]:
+        async with db.read() as tx:
+            return [each.name for each in await list_continuations(tx, "thread", now=yesterday)]
+
+    async with Hooks(db, config=LifecycleConfig(ambiguous=ambiguous), clock=db.clock) as hooks:
+        await put()
+        assert await names() == ["gone", "kept"]
+        await hooks.receive(delivery(db, "d1", START, lease_until=0))
+        assert await hooks.derive(call_clients=False) == 1
+        assert await names() == ["kept"]
+
+        await put()
+        async with db.write() as tx:
+            lapsed = receipts.Lease("own_dead", yesterday)
+            await receipts.claim(tx, negotiated(), context(), lapsed, mode="semantic", now=yesterday)
+        await hooks.tidy()
+        assert await names() == ["kept"]
+    async with db.read() as tx:
+        assert len(await receipts.pending(tx)) == 1 - closed
+
+
+async def test_a_duplicate_of_what_nobody_was_asked_about_in_time_gets_its_harness_s_neutral_answer(
+    db: Database, tmp_path: Path
+) -> None:
+    begin = {"session_id": "s", "hook_event_name": "BeforeAgent", "prompt": "hi", "timestamp": "1"}
+    config = LifecycleConfig(clients=(client(tmp_path, "frame.opening", metadata=BLOCK),))
+    async with Hooks(db, config=config, clock=db.clock) as hooks:
+        async with db.write() as tx:
+            await deliveries.append(tx, delivery(db, "d1", begin, harness="gemini", lease_until=0))
+        assert await hooks.derive(call_clients=False) == 1
+        assert await hooks.receive(delivery(db, "d2", begin, harness="gemini")) == HookReply(b"{}")
+    assert asked(tmp_path) == []

@@ -14,8 +14,18 @@ from tests.flow.test_surfaces import Telemetry
 from tests.unit.plans import context, payload, request, response
 
 from holdfast.core import trace
-from holdfast.lifecycle import Annotations, Command, LifecycleReceipt, ReceiptConflict, Registry, Router
+from holdfast.lifecycle import (
+    Annotations,
+    Command,
+    LifecycleConfig,
+    LifecycleReceipt,
+    ReceiptConflict,
+    Registry,
+    Router,
+)
 from holdfast.lifecycle import ledger as receipts
+from holdfast.lifecycle.deliveries import Delivery
+from holdfast.lifecycle.hooks import Hooks
 from holdfast.lifecycle.verify import verify
 from holdfast.store import Database
 
@@ -135,6 +145,22 @@ async def test_spans_and_metrics_show_what_became_of_events(db: Database, teleme
     assert grown(before, "listener_failures_total") == {(): 3}
     assert grown(before, "client_seconds_count") == {(): 3}
     assert grown(before, "record_seconds_count")[()] == grown(before, "batch_items_count")[()]
+
+
+async def test_a_hook_call_has_a_span_and_is_counted(db: Database, telemetry: Telemetry) -> None:
+    trace.configure()
+    before = trace.snapshot()
+    async with Hooks(db, config=LifecycleConfig(), clock=db.clock) as hooks:
+        for name, body in (("dlv_1", b'{"session_id": "s", "hook_event_name": "Stop"}'), ("dlv_2", BODY.encode())):
+            await hooks.receive(Delivery(name, "claude_code", "Sto", body, len(body), None, db.clock.now(), None, 0))
+    spans = [dict(span.attributes or {}) for span in telemetry.exporter.get_finished_spans()]
+    of_hooks = [each for each in spans if "delivery_id" in each]
+    assert of_hooks == [
+        {"harness": "claude", "hook": hook, "delivery_id": name, "result": result, "exit_code": 0}
+        for hook, name, result in (("Stop", "dlv_1", "observed"), ("other", "dlv_2", "refused"))
+    ]
+    assert grown(before, "hooks_total") == {("observed",): 1, ("refused",): 1}
+    assert grown(before, "hook_seconds_count") == {(): 2}
 
 
 def grown(before: dict[str, dict[tuple[str, ...], float]], name: str) -> dict[tuple[str, ...], float]:

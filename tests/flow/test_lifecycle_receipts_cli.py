@@ -157,7 +157,7 @@ def test_a_receipt_that_is_missing_or_not_alone_is_told_of(local: Desk) -> None:
     local.emit(2, context={"receipt_id": "rcp-1", "client_id": "other"})
     missing = local.ask("show", "rcp-9")
     assert (missing.code, missing.out) == (1, "")
-    assert "no such receipt" in missing.err
+    assert "no receipt has the id" in missing.err
     both = local.ask("show", "rcp-1")
     assert both.code == 1
     assert "2 receipts" in both.err
@@ -382,7 +382,7 @@ def test_pruned_runs_count_on(local: Desk) -> None:
         local.emit(number)
     assert local.tell("prune", "--keep", "1d") == {"chains_count": 0, "receipts_count": 0}
     answer = local.ask("prune", "--keep", "0s")
-    assert (answer.code, answer.out) == (0, "2 receipts of 1 chains were dropped\n")
+    assert (answer.code, answer.out) == (0, "dropped 2 receipts of 1 chain\n")
     assert "keys are forgotten" in answer.err
     assert local.tell("list") == []
     assert local.ask("verify").code == 0

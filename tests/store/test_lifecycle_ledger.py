@@ -135,6 +135,8 @@ async def test_a_number_is_held_by_one_receipt(db: Database) -> None:
     found = await put(db, receipt(receipt_id="r2", harness_run_id="A", sequence=2))
     assert names(found) == ["sequence"]
     assert found.stored_receipt_id == "r1"
+    async with db.read() as tx:
+        assert (await ledger.peek_sequence(tx, "A"), await ledger.peek_sequence(tx, "new")) == (2, 0)
     with pytest.raises(errors.ReceiptInvalid):
         async with db.write() as tx:
             await ledger.put(tx, ReceiptKey("x", "codex", "k"), receipt(), mode="strict", now=NOW)

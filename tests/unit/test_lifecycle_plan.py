@@ -50,6 +50,16 @@ def test_a_plan_says_what_was_written(home: dict[str, str]) -> None:
     assert [read.dispatches(each, "") for each in ("claude", "codex", "gemini")] == [True, True, False]
 
 
+def test_a_plan_tells_to_which_ledger_calls_go(home: dict[str, str]) -> None:
+    def serves(db: str | None, **more: str) -> bool:
+        return plan.serves(plan.state_directory(home), db, {**home, **more})
+
+    assert serves("/copy.db")  # nobody knows better
+    written(home)
+    assert [serves(None), serves("/l.db"), serves("/copy.db")] == [True, True, False]
+    assert not serves(None, HOLDFAST_DB="/copy.db")
+
+
 def test_a_plan_is_for_one_configuration_and_environment(home: dict[str, str]) -> None:
     written(home)
     file = Path(home["HOME"]) / ".config" / "holdfast" / "holdfast.toml"

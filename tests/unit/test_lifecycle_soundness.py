@@ -25,7 +25,8 @@ ENVELOPE = DispatchEnvelope(schema_version="lifeloop.v0.3", request=request())
 ODD: list[Any] = [
     None, True, 0, 1, -1, 2**63 - 1, 2**63, 1.0, "", "x", "\x00", "\ud800", "é", "frame.flarbed", "x" * 70_000, b"x",
     [], ["x"], (), ("x",), {}, {"a": 1}, {"a": 1.5}, {1: "a"}, {"a": (1,)}, {"a": float("nan")}, {"a": b"x"},
-    {"a": "x" * 70_000}, {"a": [[[[]]]]}, FRAME, FrameContext(frame_id="", frame_class="subcall"), object(),
+    {"a": object()}, {"a": "x" * 70_000}, {"a": [[[[]]]]}, FRAME, FrameContext(frame_id="", frame_class="subcall"),
+    object(),
     "lifeloop.v0.2", "lifeloop.v9", "receipt.emitted", "failed", "timeout", "safe_retry", request(frame_context=FRAME),
 ]  # fmt: skip
 

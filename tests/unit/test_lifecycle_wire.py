@@ -532,6 +532,12 @@ def test_what_is_no_json_object_is_unreadable(data: bytes | str) -> None:
     assert len(str(refused.value)) < 200
 
 
+@pytest.mark.parametrize(("data", "said"), [(b" \n", "it is empty"), (b"junk", "invalid character (byte 0)")])
+def test_what_is_unreadable_says_why(data: bytes, said: str) -> None:
+    with pytest.raises(errors.UndecodableDocument, match=re.escape(f"the input is no JSON: {said}")):
+        decode(data, CallbackRequest)
+
+
 def test_a_document_has_a_largest_size() -> None:
     text = json.dumps(payload())
     padded = text + " " * (DOCUMENT_BYTES_MAX - len(text))

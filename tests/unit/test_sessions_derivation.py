@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,7 +16,7 @@ from tests.unit.sessions_data import FIXTURES, SHARED, recorded, used
 
 from holdfast.sessions import headers, instants, jcs
 from holdfast.sessions.calls import Rule
-from holdfast.sessions.derivation import Derived, RawEvent, derive, evidence_locks
+from holdfast.sessions.derivation import Derived, RawEvent, derive
 from holdfast.sessions.evidence import Evidence, SessionRow, TurnFacts
 from holdfast.sessions.pricing import CardSource, cards, from_pusd, settle, to_pusd
 from holdfast.sessions.turns import fold, merge, partition, refold
@@ -208,16 +207,6 @@ def test_a_call_without_a_session_has_one_of_its_own() -> None:
     assert evidence_of(alone).says.synthetic
     assert evidence_of(alone).says.harness_id == "unknown"
     assert evidence_of(alone).says.harness_session_id == evidence_of(nobody).says.harness_session_id
-    assert any(lock.startswith(b"c") for lock in evidence_locks(evidence_of(nobody), b"\x01"))
-
-
-def test_what_is_locked_is_what_a_turn_may_touch() -> None:
-    parent = Envelope(harness_id="claude", harness_session_id="s", parent_harness_session_id="p")
-    held = evidence_locks(evidence_of(derive(event(session=parent))))
-    assert [lock[:1] for lock in held] == [b"j", b"m", b"s", b"s"]
-    assert b's["claude","p"]' in held
-    other = replace(parent, parent_harness_id="codex")
-    assert b's["codex","p"]' in evidence_locks(evidence_of(derive(event(session=other))))
 
 
 @pytest.mark.parametrize(

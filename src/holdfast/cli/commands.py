@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import (
+    access,
     bench,
     conformance,
     continuation,
@@ -19,6 +20,8 @@ from holdfast.cli import (
     manifest,
     receipts,
     run,
+    serve,
+    sessions,
     telemetry,
     verify,
 )
@@ -76,6 +79,8 @@ def demo(
 
 
 app.command("run")(run.run)
+app.command("serve")(serve.serve)
+app.add_typer(access.commands, name="access")
 app.add_typer(executions.commands, name="executions")
 app.add_typer(keys.commands, name="keys")
 app.command("verify")(verify.verify)
@@ -83,6 +88,7 @@ app.add_typer(db.commands, name="db")
 app.add_typer(bench.commands, name="bench")
 app.add_typer(conformance.commands, name="conformance")
 app.add_typer(manifest.commands, name="manifest")
+app.add_typer(sessions.commands, name="sessions")
 app.add_typer(events.commands, name="events")
 app.add_typer(receipts.commands, name="receipts")
 app.add_typer(telemetry.commands, name="telemetry")

@@ -91,6 +91,10 @@ class _Call:
         self.started = time.monotonic()
         self.received_at = time.time_ns() // 1000  # noqa: TID251 - the clock's module costs more than the whole call
 
+    def close(self, closed: bool) -> None:  # noqa: FBT001 - what is told is just this
+        """Note whether a failure has to block the harness."""
+        self.closed = closed
+
     def seconds_left(self) -> float:
         """How long until the reply is due."""
         return self.started + plans.deadline_us(self.harness, self.hook) / 1e6 - time.monotonic()
@@ -108,9 +112,8 @@ def _recognise(arguments: Sequence[str]) -> _Call | None:
         os._exit(0)
     if "--help" in options:
         _finish((0, f"{USAGE}\n".encode(), ""))
-    wrong = options.get("") or (words[2] if len(words) > 2 else "")
-    if wrong:
-        _finish((1, b"", f"{wrong!r} makes no sense here\n{USAGE}"))
+    if wrong := options.get("") or (f"{words[2]!r} is one argument too many" if len(words) > 2 else ""):
+        _finish((1, b"", f"{wrong}\n{USAGE}"))
     if words[1] not in plans.HARNESSES:
         known = ", ".join(dict.fromkeys(plans.HARNESSES.values()))
         _finish((1, b"", f"no harness is called {words[1]!r}; known are {known}"))
@@ -118,7 +121,7 @@ def _recognise(arguments: Sequence[str]) -> _Call | None:
 
 
 def _sorted(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Tell words from options; under the empty name the first option that nobody knows."""
+    """Tell words from options; under the empty name stands what is wrong with the first of them that is."""
     words: list[str] = []
     options: dict[str, str] = {}
     left = list(arguments)
@@ -128,13 +131,13 @@ def _sorted(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if name in ("--event", "--notify", "--db", "--config"):
             options[name] = value if given else left.pop(0) if left else ""
             if not given and not options[name]:
-                options.setdefault("", name)
+                options.setdefault("", f"{name} needs a value")
         elif name in ("--help", "-h"):
             options["--help"] = ""
         elif word.startswith("{") and words[:1] == ["hook"] and len(words) == 2:
             options["--notify"] = word  # Codex puts it last, after what it was configured with
         elif word.startswith("-"):
-            options.setdefault("", name)
+            options.setdefault("", f"there is no option {name!r}")
         else:
             words.append(word)
     return words, options
@@ -320,7 +323,8 @@ def _ask_client(call: _Call, row: tuple[object, ...], plan: plans.Plan | None, h
     from holdfast.cli.hook import warm
 
     # A plan that is there is as good as the next one would be.
-    return warm(row, appended=not trouble, db=call.db, config=call.config, head="" if plan is not None else head)
+    fresh = "" if plan is not None else head
+    return warm(row, appended=not trouble, db=call.db, config=call.config, closes=call.close, head=fresh)
 
 
 _printing = _thread.allocate_lock()

@@ -13,6 +13,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from holdfast.lifecycle.config import LifecycleConfig
 
 __all__ = ["warm"]
@@ -20,7 +22,15 @@ __all__ = ["warm"]
 Reply = tuple[int, bytes, str]
 
 
-def warm(row: tuple[Any, ...], *, appended: bool, db: str | None, config: str | None, head: str = "") -> Reply:
+def warm(
+    row: tuple[Any, ...],
+    *,
+    appended: bool,
+    db: str | None,
+    config: str | None,
+    closes: Callable[[bool], None] = lambda _: None,
+    head: str = "",
+) -> Reply:
     """Take a hook call, and say what its process ends with: exit code, standard output, and a line for people.
 
     Args:
@@ -28,6 +38,7 @@ def warm(row: tuple[Any, ...], *, appended: bool, db: str | None, config: str | 
         appended: Whether the ledger, or a spool file, has it already.
         db: `--db`, or None.
         config: `--config`, or None.
+        closes: Is told whether a failure has to block the harness, as soon as the configuration says so.
         head: What a plan for the next call depends on, as it was before the configuration is read; empty: make none.
 
     Raises:
@@ -43,10 +54,20 @@ def warm(row: tuple[Any, ...], *, appended: bool, db: str | None, config: str | 
     points.verify()
     path = config_path(config, os.environ)
     settings = LifecycleConfig.load(path)
+    closes(settings.on_error == "closed" and _blocks(row))
     target = ledger_target(db, path, os.environ)
     prepare_folder(target, os.environ)
     state = str(state_directory(path, os.environ))
     return asyncio.run(_taken(row, settings, target, state, appended=appended, head=head))
+
+
+def _blocks(row: tuple[Any, ...]) -> bool:
+    from holdfast.lifecycle.deliveries import Delivery, glance
+    from holdfast.lifecycle.harness.known import HARNESSES, blocks
+
+    delivery = Delivery(*row)
+    event = glance(HARNESSES[delivery.harness], delivery)
+    return blocks(delivery.harness, delivery.event_hint if event is None else event.hook)
 
 
 async def _taken(

@@ -9,7 +9,8 @@ from holdfast.cli import hook_serve, hook_settings
 __all__ = ["commands"]
 
 commands = typer.Typer(
-    help="Take hook calls of harnesses: holdfast hook HARNESS [--event NAME], called by the harness itself.",
+    help="Have harnesses call Holdfast, and take their calls.",
+    epilog="A harness itself calls: holdfast hook HARNESS [--event NAME], with the hook's input on standard input.",
     invoke_without_command=True,
 )
 

@@ -16,8 +16,7 @@ __all__ = ["serve"]
 def serve(place: Place) -> None:
     """See to hook calls for the processes that make them, until SIGTERM or Ctrl-C.
 
-    It ends by itself when a hook of another version calls, after it has finished what it took; a configuration that
-    changes is read again.
+    A configuration that changes is read again. A call of another version ends it, once it has finished its work.
     """
     while drive(_serve(place)) == "reconfigured":
         pass
@@ -31,7 +30,7 @@ async def _serve(place: Place) -> Ending:
     from holdfast.cli.render import line
     from holdfast.lifecycle import plan, planning
     from holdfast.lifecycle.hooks import Hooks
-    from holdfast.lifecycle.resident import Resident, tidy
+    from holdfast.lifecycle.resident import Resident
 
     def head() -> str:
         return plan.head(place.config, place.db, os.environ)
@@ -50,7 +49,7 @@ async def _serve(place: Place) -> Ending:
             resident = Resident(
                 hooks.receive,
                 derive=derive,
-                tidy=lambda: tidy(hooks, database, raw_keep_ms=config.raw_keep_ms),
+                tidy=hooks.tidy,
                 head=head,
                 directory=state_dir,
                 clock=database.clock,

@@ -23,7 +23,7 @@ from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, Place, drive
 if TYPE_CHECKING:
     from holdfast import Holdfast
     from holdfast.core.keyring import KeyRing
-    from holdfast.idempotency.values import KeyRecord, Outcome, Principal, Sealed
+    from holdfast.idempotency.values import KeyRecord, Principal
     from holdfast.store.database import Tx
 
 __all__ = ["commands"]
@@ -226,7 +226,7 @@ def decide(  # noqa: PLR0913 - a command's options are its parameters
 
 def _force(place: Place, named: _Named | str, action: Any, said: tuple[str | None, str], *, as_json: bool) -> None:
     from holdfast.cli.render import line, print_json
-    from holdfast.idempotency import keys
+    from holdfast.idempotency import keys, operating
     from holdfast.idempotency.machine import DecideOutcome, ForceExpire
 
     actor, reason = _actor(said[0]), said[1].strip()
@@ -237,7 +237,7 @@ def _force(place: Place, named: _Named | str, action: Any, said: tuple[str | Non
         async with place.changing() as hf, hf.database.write() as tx:
             record, sealed = await _find(tx, named), None
             if isinstance(action, DecideOutcome):
-                sealed = await _sealed(tx, record, action.outcome, place.guard().ring())
+                sealed = await operating.sealed(tx, record, action.outcome, place.guard().ring())
             now = hf.database.clock.now()
             done = await keys.force(tx, record.key_id, action, actor=actor, reason=reason, now=now, sealed=sealed)
             return record, done, await keys.get(tx, record.key_id)
@@ -365,52 +365,23 @@ def _answer(path: Path) -> Any:
     import msgspec
 
     from holdfast.core.errors import CodecError
-    from holdfast.idempotency.headers import keepable
-    from holdfast.idempotency.rules import RouteRule
-    from holdfast.idempotency.values import Completed
+    from holdfast.idempotency import operating
 
     status = Annotated[int, msgspec.Meta(ge=200, le=599)]
     pairs: Any = list[tuple[str, str]]
     answer: Any = msgspec.defstruct("Answer", [("status", status), ("headers", pairs, []), ("body", str, "")])
+    made, what = None, "a header field that could not be sent"
     try:
         given = msgspec.json.decode(path.read_bytes(), type=answer)
-        lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in given.headers]
-        headers, what = keepable(given.status, lines, RouteRule()), "a header field that could not be sent"
+        made = operating.answer_of(given.status, given.headers, given.body)
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-        headers, what = None, str(error.strerror if isinstance(error, OSError) else error)
-    if headers is None:
+        what = str(error.strerror if isinstance(error, OSError) else error)
+    if made is None:
         raise CodecError(
             f"cannot read the answer in {path}: {what}",
             'write JSON: {"status": 201, "headers": [["name", "value"]], "body": ""}',
         )
-    return Completed(given.status, headers, given.body.encode())
-
-
-async def _sealed(tx: Tx, record: KeyRecord, outcome: Outcome, ring: KeyRing | None) -> Sealed:
-    """Seal an operator's answer as the guard seals its own.
-
-    Raises:
-        ConfigError: The guard seals what it keeps, and its cipher is not configured here, or is another one.
-    """
-    from holdfast.core.errors import ConfigError
-    from holdfast.idempotency import keys
-    from holdfast.idempotency.errors import RecordUnreadable
-    from holdfast.idempotency.sealing import open_outcome, seal_outcome
-    from holdfast.idempotency.values import Completed
-
-    last = await keys.last_sealed(tx) if isinstance(outcome, Completed) else None
-    if last is not None and last.sealed is not None:
-        try:
-            open_outcome(last.sealed, key_id=last.key_id, record_id=last.record_id, cipher=ring)
-        except RecordUnreadable as error:
-            what = "no cipher is configured" if ring is None else "the configured cipher does not open what it sealed"
-            raise ConfigError(
-                f"the guard seals what it keeps, and {what}: nothing was changed",
-                "set HOLDFAST_IDEMPOTENCY_CIPHER, or cipher in [idempotency], to the guard's keys as NUMBER:BASE64",
-                code="config.cipher_missing",
-                keys=("cipher",),
-            ) from error
-    return seal_outcome(outcome, key_id=record.key_id, record_id=record.record_id, cipher=ring)
+    return made
 
 
 def _body(record: KeyRecord, ring: KeyRing | None) -> bytes | None:
@@ -432,31 +403,11 @@ def _state_name(record: KeyRecord) -> str:
 
 def _view(record: KeyRecord) -> dict[str, Any]:
     """What may be shown of a record."""
-    from holdfast.core.clock import to_datetime
+    from dataclasses import asdict
 
-    def at(instant: int | None) -> Any:
-        return None if instant is None else to_datetime(instant)
+    from holdfast.idempotency import operating
 
-    return {
-        "ref": record.key_ref,
-        "scope_ref": record.scope_id.hex()[:12],
-        "route": record.route,
-        "method": record.method,
-        "state": _state_name(record),
-        "reason": record.reason,
-        "attempt": record.attempt,
-        "mode": record.mode,
-        "irreversible": record.irreversible,
-        "status": record.status,
-        "body_bytes": record.body_bytes,
-        "execution_id": record.execution_id,
-        "created_at": at(record.created_at),
-        "claimed_at": at(record.claimed_at),
-        "lease_until": at(record.lease_until),
-        "settled_at": at(record.settled_at),
-        "expires_at": at(record.expires_at),
-        "first_sent_at": at(record.first_sent_at),
-    }
+    return asdict(operating.view(record))
 
 
 _COLOURS = {"completed": "green", "unknown": "bold red", "reserved": "cyan", "tombstone": "yellow", "released": "dim"}

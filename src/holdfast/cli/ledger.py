@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from holdfast import DurableConfig, Holdfast
     from holdfast.idempotency.settings import IdempotencySettings
     from holdfast.lifecycle.config import LifecycleConfig
+    from holdfast.sessions.config import SessionsConfig
 
 __all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "Terminated", "drive", "place_of", "placed"]
 
@@ -100,6 +101,16 @@ class Place:
         from holdfast.lifecycle.config import LifecycleConfig
 
         return LifecycleConfig.load(self._config_path())
+
+    def sessions(self) -> SessionsConfig:
+        """Return the settings of captured sessions and of the server.
+
+        Raises:
+            ConfigError: The configuration cannot be read, or says something that cannot be.
+        """
+        from holdfast.sessions.config import SessionsConfig
+
+        return SessionsConfig.load(self._config_path(), os.environ)
 
     def state_dir(self) -> Path:
         """Return the directory of what is kept beside the ledger; it need not exist.

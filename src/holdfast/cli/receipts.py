@@ -66,13 +66,21 @@ def _look(place: Place, read: Callable[[Tx], Awaitable[T]]) -> T:
     return cast(T, found)
 
 
+def _spools(place: Place) -> tuple[str, ...]:
+    """Return the files where hook calls wait that this ledger could not take; none if it is not theirs, but a copy."""
+    from holdfast.lifecycle import plan
+
+    if not plan.serves(plan.state_directory(os.environ), place.db, os.environ):
+        return ()
+    return plan.spools(str(place.state_dir()), os.environ)
+
+
 def _is_spooled(place: Place) -> bool:
     """Say whether hook calls wait in a file because the ledger could not take them."""
-    from holdfast.lifecycle import plan
     from holdfast.store import drop
 
     try:
-        return any(drop.waiting(path, 1) for path in plan.spools(str(place.state_dir()), os.environ))
+        return any(drop.waiting(path, 1) for path in _spools(place))
     except drop.Refused:  # whoever moves them says so
         return True
 
@@ -82,13 +90,9 @@ async def _catch_up(place: Place) -> None:
     from holdfast.cli.documents import opened
     from holdfast.cli.render import warn
     from holdfast.core.errors import StoreError
-    from holdfast.lifecycle import plan
     from holdfast.lifecycle.hooks import Hooks
 
-    config, target = place.lifecycle(), place.target()
-    spools = plan.spools(str(place.state_dir()), os.environ)
-    if "://" not in target:
-        Path(target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config, spools = place.lifecycle(), _spools(place)
     try:
         async with (
             opened(place) as database,
@@ -194,7 +198,7 @@ def show(
         else:
             print_pretty(stored.receipt)
     if not found:
-        complain("there is no such receipt")
+        complain(f"no receipt has the id {name}", "holdfast receipts list")
         raise typer.Exit(1)
     if len(found) > 1 and not every:
         complain(f"{len(found)} receipts have this id", "with --all that is no failure")
@@ -399,7 +403,7 @@ def verify(
 
 
 def _show_verified(found: Verified | ChainBroken, *, as_json: bool) -> None:
-    from holdfast.cli.render import line, print_json
+    from holdfast.cli.render import counted, line, print_json
     from holdfast.lifecycle.errors import ChainBroken
 
     broken = found if isinstance(found, ChainBroken) else None
@@ -411,7 +415,8 @@ def _show_verified(found: Verified | ChainBroken, *, as_json: bool) -> None:
                   "why": found.why}
         )  # fmt: skip
     elif not isinstance(found, ChainBroken):
-        line(f"{found.receipts_count} receipts in {found.chains_count} chains checked, nothing was changed", "green")
+        what = f"{counted(found.receipts_count, 'receipt')} in {counted(found.chains_count, 'chain')}"
+        line(f"{what} checked, nothing was changed", "green")
     if broken is not None:
         raise broken
 
@@ -534,7 +539,7 @@ def prune(
 ) -> None:
     """Drop the receipts of runs that have been idle for long; their keys are forgotten."""
     from holdfast.cli.documents import span_of
-    from holdfast.cli.render import line, print_json, warn
+    from holdfast.cli.render import counted, line, print_json, warn
     from holdfast.core.clock import micros
     from holdfast.lifecycle import ledger
 
@@ -559,6 +564,6 @@ def prune(
     if as_json:
         print_json({"chains_count": chains, "receipts_count": receipts})
     else:
-        line(f"{receipts} receipts of {chains} chains were dropped")
+        line(f"dropped {counted(receipts, 'receipt')} of {counted(chains, 'chain')}")
     if receipts:
         warn("their keys are forgotten: a duplicate of one of these events would be recorded anew", "note")

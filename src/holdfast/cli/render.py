@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
+from holdfast.core.plain import payload, plain
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -116,47 +118,17 @@ def size(count: int | None) -> str:
     return f"{value:.1f} GiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{count} {noun if count == 1 else noun + 's'}"
+
+
 def status(name: str, detail: str = "") -> Cell:
     """Return a status, with what it is waiting on or ended for, in its colour."""
     return f"{name} ({detail})" if detail else name, _STATUS_STYLES.get(name, "")
 
 
 # --- JSON ---------------------------------------------------------------------------------------------
-
-
-def plain(value: object) -> Any:
-    """Turn a record, or anything made of records, into what JSON has."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if abs(value) < float("inf") else None
-        case datetime():
-            return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        case timedelta():
-            return f"{'-' if value < timedelta(0) else ''}PT{abs(value) / timedelta(seconds=1):f}S"
-        case bytes():
-            return value.hex()
-        case Mapping():
-            return {str(key): plain(inner) for key, inner in value.items()}
-    if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "__struct_fields__"):  # msgspec, which help does without
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {name: plain(inner) for name, inner in zip(value._fields, value, strict=True)}
-    if isinstance(value, Iterable):
-        return [plain(inner) for inner in value]
-    return str(value)
-
-
-def payload(value: object) -> Any:
-    """Turn a user's value into what JSON has, as far as it can: bytes become base64, NaN null, odd keys text."""
-    import json
-
-    from holdfast.core.codec import encode, to_json
-
-    return json.loads(to_json(encode(value)))
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:

@@ -23,7 +23,17 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, g
 
 from holdfast.core.errors import ConfigError
 
-__all__ = ["check", "config_path", "in_memory", "ledger_target", "load", "prepare_folder", "setting", "state_directory"]
+__all__ = [
+    "check",
+    "config_path",
+    "in_memory",
+    "ledger_target",
+    "load",
+    "prepare_folder",
+    "setting",
+    "state_directory",
+    "tables",
+]
 
 T = TypeVar("T")
 
@@ -106,6 +116,16 @@ def load(
         given = ", ".join(f"{key} {origins.get(key, 'is the default')}" for key in error.keys)
         raise ConfigError(f"{error.message} ({given})", error.hint, code=error.code, keys=error.keys) from None
     return loaded
+
+
+def tables(cls: type[S], name: str, *, path: Path | None) -> tuple[S, ...]:
+    """Read a list of tables that stands in the file by itself, each `[[name]]` one settings object.
+
+    Raises:
+        ConfigError: It is no such list, or one of them breaks a rule.
+    """
+    value = _document(path).get(name)
+    return () if value is None else _rows(cls, name, value, f"from {path}")
 
 
 def config_path(explicit: str | Path | None, environ: Mapping[str, str]) -> Path | None:

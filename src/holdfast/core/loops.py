@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from holdfast.core.clock import Clock
 from holdfast.core.errors import HoldfastError
 
-__all__ = ["Loop", "Tasks", "spawn", "spawn_held"]
+__all__ = ["Loop", "Tasks", "seen", "spawn", "spawn_held"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,12 @@ def spawn(coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
 def spawn_held(coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     """Start a task that its caller holds on to until it has ended: `spawn` without its bookkeeping."""
     return asyncio.get_running_loop().create_task(coro, name=name)
+
+
+def seen(future: asyncio.Future[Any]) -> None:
+    """Take a failure off a future that nobody may wait for any more: `future.add_done_callback(seen)`."""
+    if not future.cancelled():
+        future.exception()
 
 
 class Tasks:

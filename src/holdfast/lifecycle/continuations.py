@@ -102,7 +102,7 @@ async def put_continuation(  # noqa: PLR0913 - a blob, its two names, and how to
     """
     _named(thread, name)
     if len(body) > BODY_BYTES_MAX:
-        raise ContinuationRefused(f"the blob has {len(body)} bytes; at most {BODY_BYTES_MAX} are kept")
+        raise ContinuationRefused(f"a blob has at most {BODY_BYTES_MAX} bytes")
     if not timedelta(0) < ttl <= TTL_MAX:
         raise ContinuationRefused(f"a blob is kept for some time, but at most {TTL_MAX.days} days")
     await tx.one("continuations.hold", thread=thread)

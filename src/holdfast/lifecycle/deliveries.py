@@ -25,8 +25,9 @@ from holdfast.lifecycle.harness import Adapter, HookEvent, HookReply, SessionSta
 from holdfast.store.database import Row, Tx
 
 __all__ = [
-    "CHANNEL", "Delivery", "Duplicate", "Moment", "Unfinished", "append", "blank", "decide", "finish", "get", "glance",
-    "hold", "is_of", "lease", "pending", "press", "pressure_of", "reply_of", "settle", "unfinished", "waiting",
+    "CHANNEL", "Delivery", "Duplicate", "Moment", "Unfinished", "append", "blank", "decide", "delivery_of", "finish",
+    "get", "glance", "hold", "is_of", "lease", "pending", "press", "pressure_of", "reply_of", "settle", "unfinished",
+    "waiting",
 ]  # fmt: skip
 
 CHANNEL: Final = "hooks"
@@ -118,6 +119,11 @@ async def append(tx: Tx, delivery: Delivery) -> bool:
 _FIELDS: Final = Delivery.__struct_fields__
 
 
+def delivery_of(row: Row) -> Delivery:
+    """Return the delivery that a row of `hold` or `pending` is of."""
+    return Delivery(*(getattr(row, name) for name in _FIELDS))
+
+
 async def get(tx: Tx, delivery_id: str) -> Row | None:
     """Return all that is known of a delivery."""
     return await tx.one("hooks.get", id=delivery_id)
@@ -198,7 +204,7 @@ async def decide(tx: Tx, row: Row, adapter: Adapter, *, window_us: int) -> Momen
         HookProtocol: It names no session.
         UndecodableHook: It cannot be read.
     """
-    delivery = Delivery(*(getattr(row, name) for name in _FIELDS))
+    delivery = delivery_of(row)
     told = _decoded(delivery, adapter, SessionState())
     harness, session_id = told.harness, told.session_id
     session = await tx.one("sessions.hold", harness=harness, session_id=session_id)
@@ -308,12 +314,18 @@ async def settle(  # noqa: PLR0913 - the end of a delivery, by name
     return row is not None
 
 
-async def reply_of(tx: Tx, duplicate: Duplicate) -> HookReply | None:
-    """Return what the harness was answered to the first telling of a moment; None: nothing yet."""
+async def reply_of(tx: Tx, duplicate: Duplicate, neutral: HookReply) -> HookReply | None:
+    """Return what the harness was answered to the first telling of a moment; None: nothing yet.
+
+    Args:
+        tx: A transaction.
+        duplicate: The second telling.
+        neutral: The answer where nobody had anything to say, or nobody waited for it.
+    """
     row = await tx.one("hooks.first", material=duplicate.event.material, occurrence=duplicate.occurrence)
     if row is None or row.state == "pending":
         return None
-    return HookReply() if row.reply is None else msgspec.json.decode(row.reply, type=HookReply)
+    return neutral if row.reply is None else msgspec.json.decode(row.reply, type=HookReply)
 
 
 async def blank(tx: Tx, *, before: int, limit: int = 1000) -> int:

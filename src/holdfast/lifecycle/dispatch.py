@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from holdfast.core.errors import ConfigError, HoldfastError
-from holdfast.core.loops import spawn
+from holdfast.core.loops import seen, spawn
 from holdfast.lifecycle import labels, wire
 from holdfast.lifecycle.documents import (
     CallbackRequest,
@@ -180,7 +180,7 @@ async def _call(
     client: Callback, request: CallbackRequest, payloads: tuple[PayloadEnvelope, ...], clock: Clock, seconds: float
 ) -> Any:
     future: asyncio.Future[Any] = spawn(_called(client, request, payloads), "holdfast client")
-    future.add_done_callback(_seen)
+    future.add_done_callback(seen)
     try:
         ended = await clock.wait(future, seconds)
     finally:
@@ -239,11 +239,6 @@ def _in_thread(client: Callback, *args: Any) -> asyncio.Future[Any]:
 
     threading.Thread(target=contextvars.copy_context().run, args=(work,), name="holdfast client", daemon=True).start()
     return done
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 # --- programs -----------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import Final, Literal, TypeAlias, get_args
 __all__ = [
     "ADAPTER_ROLES",
     "CAPABILITIES",
-    "CONFORMANCES",
     "EVENTS",
     "FAILURE_CLASSES",
     "FRAME_CLASSES",
@@ -25,7 +24,6 @@ __all__ = [
     "PLACEMENT_CLASSES",
     "PLACEMENT_OUTCOMES",
     "RECEIPT_STATUSES",
-    "REPLAY_MODES",
     "REQUIREMENT_LEVELS",
     "RETRY_CLASSES",
     "SUPPORT_STATES",
@@ -156,10 +154,6 @@ FRAME_CLASSES: Final[tuple[FrameClass, ...]] = get_args(FrameClass)
 """All classes of frames."""
 ADAPTER_ROLES: Final[tuple[AdapterRole, ...]] = get_args(AdapterRole)
 """All roles of an adapter."""
-CONFORMANCES: Final[tuple[Conformance, ...]] = get_args(Conformance)
-"""All levels of conformance."""
-REPLAY_MODES: Final[tuple[ReplayMode, ...]] = get_args(ReplayMode)
-"""All replay modes."""
 
 CAPABILITIES: Final[tuple[str, ...]] = (
     *(f"lifecycle_event:{event}" for event in EVENTS),

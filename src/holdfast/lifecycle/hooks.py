@@ -16,21 +16,21 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 from blake3 import blake3
 
-from holdfast.core import points
+from holdfast.core import points, trace
 from holdfast.core.errors import Busy, HoldfastError
 from holdfast.core.errors import Conflict as Collision
-from holdfast.core.loops import spawn
-from holdfast.lifecycle import deliveries, ledger, metrics
+from holdfast.core.loops import seen, spawn
+from holdfast.lifecycle import deliveries, ledger, metrics, spooled
+from holdfast.lifecycle.continuations import prune_continuations
 from holdfast.lifecycle.deliveries import Delivery, Duplicate, Moment
 from holdfast.lifecycle.dispatch import Command
 from holdfast.lifecycle.documents import LifecycleReceipt, OpenObject
@@ -55,16 +55,16 @@ from holdfast.lifecycle.harness.known import HARNESSES, canonical_harness, deadl
 from holdfast.lifecycle.harness.requests import context_for
 from holdfast.lifecycle.ledger import Entry, InFlight
 from holdfast.lifecycle.manifest import Registry
+from holdfast.lifecycle.metrics import METRICS
 from holdfast.lifecycle.moments import Late, Scribe
 from holdfast.lifecycle.router import Router
-from holdfast.store import drop
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
     from holdfast.lifecycle.config import Client, LifecycleConfig
-    from holdfast.store.database import Database, Tx
+    from holdfast.store.database import Database, Row, Tx
 
-__all__ = ["Hooks", "derive", "is_dispatched", "run_hook"]
+__all__ = ["Hooks", "derive", "run_hook"]
 
 log = logging.getLogger("holdfast.lifecycle")
 
@@ -86,13 +86,6 @@ SHARED_MAX: Final = 32
 
 PENDING_MAX: Final = 100
 """Deliveries that one hook call looks at before its own."""
-
-
-def is_dispatched(config: LifecycleConfig, harness: str, hook: str) -> bool:
-    """Say whether a client is to be asked about any event that a hook may tell of."""
-    adapter = HARNESSES.get(canonical_harness(harness))
-    events = () if adapter is None else adapter.HOOKS.get(hook, Hook()).events
-    return any(config.bound(canonical_harness(harness), event) for event in events)
 
 
 class _Derived(msgspec.Struct, frozen=True):
@@ -137,7 +130,7 @@ class Hooks:
         self._spools = tuple(spools)
         self._scribe = Scribe(config, self._registry)
         self._chain_key = config.chain_key()
-        self._window_us = config.dedupe_window_ms * 1000
+        self._keeps = config.raw == "full"
         self._router = Router(
             database,
             registry=self._registry,
@@ -178,19 +171,29 @@ class Hooks:
         event = deliveries.glance(adapter, delivery)
         hook = delivery.event_hint if event is None else event.hook
         ends = (delivery.received_at + deadline_us(adapter, hook) - self._clock.now()) / 1e6 - RESERVE_S
-        due = self._clock.monotonic() + ends
-        task = spawn(self._received(delivery, adapter, event, due, appended=appended), "holdfast hook")
-        try:
-            if not await self._clock.wait(task, max(ends, 0.0)):
+        began = self._clock.monotonic()
+        harness = canonical_harness(delivery.harness)
+        known = hook if hook in adapter.HOOKS else "other"
+        with trace.span("holdfast.lifecycle.hook", harness=harness, hook=known, delivery_id=delivery.id) as span:
+            work = self._received(delivery, adapter, event, began + ends, appended=appended)
+            task = spawn(work, "holdfast hook")
+            try:
+                if await self._clock.wait(task, max(ends, 0.0)):
+                    result, reply = task.result()
+                else:
+                    task.cancel()
+                    await self._clock.wait(task, RESERVE_S / 2)
+                    result, reply = "late", self._failure(adapter, hook, "the hook was not done in time")
+            except Exception as error:  # noqa: BLE001 - a hook is never in the way
+                refused = isinstance(error, (HookError, HookProtocol))
+                result, reply = "refused" if refused else "failed", self._failure(adapter, hook, _said(error))
+            finally:
                 task.cancel()
-                await self._clock.wait(task, RESERVE_S / 2)
-                return self._failure(adapter, hook, "the hook was not done in time")
-            return task.result()
-        except Exception as error:  # noqa: BLE001 - a hook is never in the way
-            return self._failure(adapter, hook, _said(error))
-        finally:
-            task.cancel()
-            task.add_done_callback(_seen)
+                task.add_done_callback(seen)
+            span.set(result=result, exit_code=reply.exit_code)
+        METRICS.hooks.add(1, result)
+        METRICS.hook_seconds.observe(self._clock.monotonic() - began)
+        return reply
 
     def _failure(self, adapter: Adapter, hook: str, why: str) -> HookReply:
         if self._config.on_error == "closed" and "block" in adapter.HOOKS.get(hook, Hook()).means:
@@ -199,7 +202,7 @@ class Hooks:
 
     async def _received(
         self, delivery: Delivery, adapter: Adapter, event: HookEvent | None, due: float, *, appended: bool
-    ) -> HookReply:
+    ) -> tuple[str, HookReply]:
         if not appended:
             async with self._database.write() as tx:
                 await deliveries.append(tx, delivery)
@@ -207,21 +210,21 @@ class Hooks:
             points.reach("hooks.appended")
         if event is not None:
             if not self._is_asked(event):
-                return await self._observed(delivery, adapter)
-            await self._move_spooled()
+                return "observed", await self._observed(delivery, adapter)
+            await spooled.move(self._database, self._spools)
             session = (event.harness, event.session_id)
             await self._derive(call_clients=True, limit=PENDING_MAX, session=session, own=delivery.id, due=due)
         found = await self._decided(delivery, adapter)
         if points.armed:
             points.reach("hooks.deriving")
-        if isinstance(found, HookReply):
-            return found
+        if found is None:  # somebody has derived it: its time was over
+            return "late", HookReply(adapter.NEUTRAL)
         if isinstance(found, Duplicate):
-            return await self._answered(found, adapter, due)
+            return "duplicate", await self._answered(found, adapter, due)
         reply = await self._dispatched(found, adapter, due)
         if points.armed:
             points.reach("hooks.derived")
-        return reply
+        return "asked", reply
 
     def _is_asked(self, event: HookEvent) -> bool:
         return any(self._config.bound(event.harness, draft.event) for draft in event.drafts)
@@ -234,39 +237,44 @@ class Hooks:
                 await deliveries.lease(tx, delivery.id, 0)
         return HookReply(adapter.NEUTRAL)
 
-    async def _decided(self, delivery: Delivery, adapter: Adapter) -> Moment | Duplicate | HookReply:
-        """Decide about the call's own delivery; return an answer where there is one already.
+    async def _decided(self, delivery: Delivery, adapter: Adapter) -> Moment | Duplicate | None:
+        """Decide about the call's own delivery; None: it has ended already.
 
         Raises:
             HookError: It cannot be read; HookProtocol: it names no session. It is refused then.
         """
-        refused: LifecycleError | None = None
         async with self._database.write() as tx:
             await deliveries.append(tx, delivery)
             row = await deliveries.hold(tx, delivery.id)
-            if row is None:  # somebody has derived it: its time was over
-                return HookReply(adapter.NEUTRAL)
-            try:
-                found = await deliveries.decide(tx, row, adapter, window_us=self._window_us)
-            except (HookError, HookProtocol) as error:
-                refused = error
-                await self._refuse(tx, delivery, error)
-            else:
-                if isinstance(found, Duplicate):
-                    await deliveries.settle(tx, delivery, "done", now=self._clock.now(), keep=self._keeps)
-        if refused is not None:
-            raise refused
+            found = None if row is None else await self._decided_in(tx, row, adapter)
+        if isinstance(found, LifecycleError):
+            raise found
+        return found
+
+    async def _decided_in(self, tx: Tx, row: Row, adapter: Adapter) -> Moment | Duplicate | LifecycleError:
+        """Decide about a delivery that is held, and end it if nothing comes of it; return why it is refused."""
+        delivery = deliveries.delivery_of(row)
+        now = self._clock.now()
+        try:
+            found = await deliveries.decide(tx, row, adapter, window_us=self._config.dedupe_window_ms * 1000)
+        except (HookError, HookProtocol) as error:
+            why = f"{error.code}: {error.message}"
+            await deliveries.settle(tx, delivery, "refused", now=now, keep=self._keeps, error=why)
+            return error
+        if isinstance(found, Duplicate):
+            await deliveries.settle(tx, delivery, "done", now=now, keep=self._keeps)
         return found
 
     async def _answered(self, duplicate: Duplicate, adapter: Adapter, due: float) -> HookReply:
         """Give the answer that the first delivery of the same moment gets, if it gets one soon."""
+        neutral = HookReply(adapter.NEUTRAL)
         until = min(due, self._clock.monotonic() + self._config.inflight_wait_ms / 1000)
         while True:
             async with self._database.read() as tx:
-                reply = await deliveries.reply_of(tx, duplicate)
+                reply = await deliveries.reply_of(tx, duplicate, neutral)
             left = until - self._clock.monotonic()
             if reply is not None or left <= 0:
-                return HookReply(adapter.NEUTRAL) if reply is None else reply
+                return neutral if reply is None else reply
             await self._database.wait(deliveries.CHANNEL, min(left, 0.06))
 
     # --- asking clients -----------------------------------------------------------------------------------
@@ -330,7 +338,9 @@ class Hooks:
             why = f"it failed ({found.receipt.failure_class})"  # its own words may be anything
         return why, found.receipt.capability_degradations
 
-    async def _settled(self, moment: Moment, told: Sequence[str], entries: Sequence[Entry], reply: HookReply) -> None:
+    async def _settled(
+        self, moment: Moment, told: Sequence[str], entries: Sequence[Entry], reply: HookReply | None
+    ) -> None:
         """Record what is left to be recorded, and end the delivery."""
 
         async def work(tx: Tx, new: list[LifecycleReceipt]) -> None:
@@ -353,7 +363,7 @@ class Hooks:
         Raises:
             StoreError: The ledger could not be used.
         """
-        await self._move_spooled()
+        await spooled.move(self._database, self._spools)
         return await self._derive(call_clients=call_clients, limit=limit)
 
     async def _derive(
@@ -387,9 +397,7 @@ class Hooks:
                 break
             after = (rows[-1].received_at, rows[-1].id)
         if count and session is None:
-            keep_us = self._config.raw_keep_ms * 1000 if self._keeps else 0
-            async with self._database.write() as tx:
-                await deliveries.blank(tx, before=self._clock.now() - keep_us)
+            await self._expire()
         return count
 
     async def _derived_some(self, some: Sequence[tuple[str, Adapter]], *, call_clients: bool, due: float | None) -> int:
@@ -440,18 +448,14 @@ class Hooks:
         row = await deliveries.hold(tx, name, now=now)
         if row is None:
             return _Derived(ended=False)
-        delivery = Delivery(*(getattr(row, field) for field in Delivery.__struct_fields__))
-        try:
-            found = await deliveries.decide(tx, row, adapter, window_us=self._window_us)
-        except (HookError, HookProtocol) as error:
-            await self._refuse(tx, delivery, error)
-            return _Derived(ended=True)
-        if isinstance(found, Duplicate):
-            await deliveries.settle(tx, delivery, "done", now=now, keep=self._keeps)
+        found = await self._decided_in(tx, row, adapter)
+        if isinstance(found, LifecycleError):
+            log.warning("a hook call of %s is refused: %s", row.harness, found.message)
+        if not isinstance(found, Moment):
             return _Derived(ended=True)
         entries, late = self._scribe.told(found)
         if not late:
-            await deliveries.settle(tx, delivery, "done", now=now, keep=self._keeps)
+            await deliveries.settle(tx, found.delivery, "done", now=now, keep=self._keeps)
             await deliveries.finish(tx, found, [draft.event for draft in found.event.drafts])
         elif call_clients:
             wait_us = sum(each.client.timeout_ms for each in late) * 1000 + LATE_SLACK_US
@@ -471,8 +475,7 @@ class Hooks:
             ends = self._clock.monotonic() + client.timeout_ms / 1000 + KILL_S
             _, degraded = await self._asked(moment, draft, client, answer, min(ends, due or ends))
             entries += [self._scribe.degraded(moment, each) for each in degraded]
-        told = [draft.event for draft in moment.event.drafts]
-        await self._settled(moment, told, entries, HookReply())
+        await self._settled(moment, [draft.event for draft in moment.event.drafts], entries, None)
 
     # --- recording ----------------------------------------------------------------------------------------
 
@@ -513,28 +516,24 @@ class Hooks:
                 return found
         raise AssertionError  # pragma: no cover - the second round has returned or raised
 
-    # --- the rest -----------------------------------------------------------------------------------------
+    # --- what is over its time ----------------------------------------------------------------------------
 
-    @property
-    def _keeps(self) -> bool:
-        return self._config.raw == "full"
+    async def tidy(self) -> None:
+        """Close what dead processes have left, and let go of what is over its time.
 
-    async def _refuse(self, tx: Tx, delivery: Delivery, error: LifecycleError) -> None:
-        await deliveries.settle(
-            tx, delivery, "refused", now=self._clock.now(), keep=self._keeps, error=f"{error.code}: {error.message}"
-        )
+        Raises:
+            StoreError: The ledger could not be used.
+        """
+        if self._config.ambiguous == "close":  # else the next to dispatch the event has its client called again
+            await self._router.recover()
+        await self._expire()
 
-    async def _move_spooled(self) -> None:
-        """Move to the ledger what it could not take when it came."""
-        for path in filter(os.path.exists, self._spools):
-            try:
-                while rows := await asyncio.to_thread(drop.waiting, path):
-                    async with self._database.write() as tx:
-                        for row in rows:
-                            await deliveries.append(tx, Delivery(*row))  # type: ignore[arg-type]  # as it was written
-                    await asyncio.to_thread(drop.forget, path, [str(row[0]) for row in rows])
-            except drop.Refused as error:
-                log.warning("hook calls wait in a file that cannot be read: %s", error.why)
+    async def _expire(self) -> None:
+        now = self._database.clock.now()
+        keep_us = self._config.raw_keep_ms * 1000 if self._keeps else 0
+        async with self._database.write() as tx:
+            await deliveries.blank(tx, before=now - keep_us)
+            await prune_continuations(tx, now=now)
 
 
 def _folder(delivery: Delivery) -> str | None:
@@ -546,11 +545,6 @@ def _said(error: Exception) -> str:
     """Say what went wrong on one line; an unknown error's own words might quote anything."""
     said = error.message if isinstance(error, HoldfastError) else f"internal error ({type(error).__qualname__})"
     return " ".join(said.split())
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 # --- in one call --------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class Metrics:
         self.client_seconds = Histogram(prefix + "client_seconds", "Calls of clients")
         self.record_seconds = Histogram(prefix + "record_seconds", "From asking to record to the acknowledgement")
         self.batch_items = Histogram(prefix + "batch_items", "Entries that shared a transaction", buckets=ITEMS)
+        self.hooks = Counter(prefix + "hooks_total", "Hook calls that were answered, by what became of them", "result")
+        self.hook_seconds = Histogram(prefix + "hook_seconds", "Hook calls, until their answer is there")
         self.recovered = Counter(prefix + "recovered_total", "Calls of dead callers that were closed")
         self.lost = Counter(prefix + "lost_total", "Answers that came when the claim was somebody else's")
         self.listener_failures = Counter(prefix + "listener_failures_total", "Receipts whose listener raised")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE_NAME", "HARNESSES", "SOCKET_NAME", "Plan", "compose", "config_file", "deadline_us", "head", "neutral", "read",
-    "spools", "state_directory", "write",
+    "serves", "spools", "state_directory", "write",
 ]  # fmt: skip
 
 FILE_NAME = "hook.plan"
@@ -105,11 +105,10 @@ def head(config: str | None, db: str | None, environ: Mapping[str, str]) -> str:
         stamp = f"{state.st_mtime_ns} {state.st_size}"
     except OSError:
         stamp = "-"
-    target = environ.get("HOLDFAST_DB", "") if db is None else db
     home = environ.get("HOME", "")
     data = environ.get("XDG_DATA_HOME", "")
     return (
-        f"holdfast.plan.v1 {VERSION}\nconfig {path} {stamp}\ndb {_identity(target)}\n"
+        f"holdfast.plan.v1 {VERSION}\nconfig {path} {stamp}\ndb {_named(db, environ)}\n"
         f"home {home or '-'}\ndata {data or '-'}\n"
     )
 
@@ -171,6 +170,23 @@ def read(directory: str, head: str) -> Plan | None:
         return None
 
 
+def serves(directory: str, db: str | None, environ: Mapping[str, str]) -> bool:
+    """Say whether hook calls go to the ledger that is named like this; also where no plan tells.
+
+    Args:
+        directory: The user's own state directory.
+        db: `--db`, or None.
+        environ: The environment.
+    """
+    try:
+        with open(os.path.join(directory, FILE_NAME), encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(PLAN_BYTES_MAX).split("\n")
+    except OSError:
+        return True
+    named = _named(db, environ)
+    return f"db {named}" in lines or f"ledger {named}" in lines
+
+
 def compose(
     head: str, *, ledger: str | None, schema: int, state_dir: str, lock_wait_ms: int, hooks: Iterable[str]
 ) -> str | None:
@@ -221,8 +237,9 @@ def _base(environ: Mapping[str, str], variable: str, default: str) -> str:
     return os.path.join(environ.get("HOME") or os.path.expanduser("~"), default)
 
 
-def _identity(target: str) -> str:
-    """What tells ledgers apart: an absolute path, or a URL without user and password."""
+def _named(db: str | None, environ: Mapping[str, str]) -> str:
+    """What tells ledgers apart: an absolute path, or a URL without user and password; `-`: the configured one."""
+    target = environ.get("HOLDFAST_DB", "") if db is None else db
     scheme, mark, rest = target.partition("://")
     if mark:
         authority, slash, name = rest.partition("/")

@@ -17,7 +17,7 @@ from holdfast.lifecycle.config import LifecycleConfig
 from holdfast.lifecycle.harness.known import HARNESSES, blocks, events_of, known_hooks
 from holdfast.store import Database, migrate
 
-__all__ = ["refresh"]
+__all__ = ["is_dispatched", "refresh"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +59,14 @@ def refresh(
         _log.debug("the plan of hooks is not written: %s", error.strerror)
 
 
+def is_dispatched(config: LifecycleConfig, harness: str, hook: str) -> bool:
+    """Say whether a client is to be asked about any event that a hook may tell of; `harness` is a canonical id."""
+    return any(config.bound(harness, event) for event in events_of(harness, hook))
+
+
 def _hooks(config: LifecycleConfig) -> Iterator[str]:
     for harness in HARNESSES:
         for hook in known_hooks(harness):
-            asked = any(config.bound(harness, event) for event in events_of(harness, hook))
+            asked = is_dispatched(config, harness, hook)
             closed = config.on_error == "closed" and blocks(harness, hook)
             yield f"{harness} {hook} {'dispatch' if asked else 'observe'}{' closed' if closed else ''}"

@@ -29,13 +29,11 @@ import msgspec
 from holdfast.core.clock import Clock
 from holdfast.core.errors import ConfigError
 from holdfast.core.loops import Loop, Tasks
-from holdfast.lifecycle import deliveries, frames, plan
+from holdfast.lifecycle import frames, plan
 from holdfast.lifecycle.deliveries import Delivery
 from holdfast.lifecycle.harness import HookReply
-from holdfast.lifecycle.hooks import Hooks
-from holdfast.store import Database
 
-__all__ = ["Ending", "Resident", "tidy"]
+__all__ = ["Ending", "Resident"]
 
 Ending: TypeAlias = Literal["outdated", "reconfigured"]
 """Why a resident ends by itself: a program of another version has called, or what it was made from has changed."""
@@ -48,8 +46,6 @@ FRAME_S: Final = 2.0
 """How long a caller may take to say what it wants: it has read its input before."""
 CALLS_MAX: Final = 64
 """How many calls are taken at a time; the next ones see to themselves."""
-PRUNED_MAX: Final = 1000
-"""Continuations that are let go of in one transaction."""
 CALLERS_MAX: Final = 4 * CALLS_MAX
 """How many may say what they want at a time."""
 DRAIN_S: Final = 8.0
@@ -220,24 +216,6 @@ class Resident:
         if not self._over.done():
             _log.info("the resident ends: %s", why)
             self._over.set_result(why)
-
-
-async def tidy(hooks: Hooks, database: Database, *, raw_keep_ms: int) -> None:
-    """Close what dead processes left open, and let go of what is over its time.
-
-    Args:
-        hooks: Who takes calls.
-        database: The ledger.
-        raw_keep_ms: How long the bodies of derived hooks are kept.
-
-    Raises:
-        StoreError: The ledger could not be used.
-    """
-    await hooks.router.recover()
-    now = database.clock.now()
-    async with database.write() as tx:
-        await deliveries.blank(tx, before=now - raw_keep_ms * 1000)
-        await tx.run("continuations.prune", [(now, PRUNED_MAX)])
 
 
 def _same_user(peer: socket.socket) -> bool:

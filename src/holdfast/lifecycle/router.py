@@ -28,7 +28,7 @@ import msgspec
 from holdfast.core import points, trace
 from holdfast.core.clock import micros
 from holdfast.core.errors import Busy, ConfigError, StoreError, Unavailable
-from holdfast.core.loops import spawn
+from holdfast.core.loops import seen, spawn
 from holdfast.lifecycle import labels, ledger, wire
 from holdfast.lifecycle.annotations import Annotations
 from holdfast.lifecycle.dispatch import Callback, Command, ask, failed_response
@@ -498,7 +498,7 @@ class Router:
                 await ledger.renew(tx, claimed.intent, claimed.fence, 0)
 
         task: asyncio.Future[Any] = spawn(work(), "holdfast lifecycle release")
-        task.add_done_callback(_seen)
+        task.add_done_callback(seen)
         await self._clock.wait(task, RELEASE_S)
 
     # --- the dead ---
@@ -554,8 +554,3 @@ def _dead(owners: Sequence[Row]) -> tuple[list[str], list[Lock]]:
             case _ if row.lease_until == 0:  # whoever held its lock has ended it
                 dead.append(row.owner_id)
     return dead, locks
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -75,10 +75,9 @@ def _checks(kind: type[msgspec.Struct]) -> tuple[tuple[str, bool, Check], ...]:
 
 def _check(hint: Hint) -> Check:
     kind = hint.members[0]
-    if len(hint.members) > 1 or any(hint.noted(each) is not None for each in (Labels, MayBeEmpty, Variants, Words)):
-        return _never
-    if kind is bool:
-        return _is_flag
+    # A field of more kinds than one, or with words or labels of its own, would have to be judged as `shapes` does.
+    assert len(hint.members) == 1
+    assert not any(hint.noted(each) is not None for each in (Labels, MayBeEmpty, Variants, Words))
     if kind is int:
         return _within(next(each for each in hint.extras if isinstance(each, msgspec.Meta)))
     if kind is str:
@@ -92,14 +91,6 @@ def _check(hint: Hint) -> Check:
     if (origin := get_origin(kind)) in (tuple, dict):
         return _empty(origin)
     return lambda value: type(value) is kind and is_sound(value)
-
-
-def _never(value: Any) -> bool:
-    return False
-
-
-def _is_flag(value: Any) -> bool:
-    return type(value) is bool
 
 
 def _empty(kind: type) -> Check:

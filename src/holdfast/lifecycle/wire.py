@@ -117,7 +117,8 @@ def parse(data: bytes | str) -> Any:
     except RecursionError:
         raise UndecodableDocument(_TOO_DEEP) from None
     except _PARSE_ERRORS as error:
-        raise UndecodableDocument(f"the input is no JSON: {error}") from None
+        said = str(error).removeprefix("JSON is malformed: ") if raw.strip() else "it is empty"
+        raise UndecodableDocument(f"the input is no JSON: {said}") from None
 
 
 _TOO_DEEP = f"the document is nested deeper than {DEPTH_MAX} levels"

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 
-from holdfast.sessions import calls, codings, identity, instants, machine, nodes, pricing, providers, tokens
+from holdfast.sessions import calls, codings, identity, instants, nodes, pricing, providers, tokens
 from holdfast.sessions.calls import Rule
 from holdfast.sessions.codings import CodingError
 from holdfast.sessions.errors import NumberRange
@@ -27,9 +27,9 @@ from holdfast.sessions.limits import TITLE_CHARS_MAX
 from holdfast.sessions.nodes import Node
 from holdfast.sessions.pricing import PriceQuery
 from holdfast.sessions.providers import Parser
-from holdfast.sessions.values import Call, Envelope, Facts, Message, SessionKey, Usage, UsageState
+from holdfast.sessions.values import Call, Envelope, Facts, Message, Usage, UsageState
 
-__all__ = ["Derived", "RawEvent", "derive", "evidence_locks"]
+__all__ = ["Derived", "RawEvent", "derive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,13 +263,3 @@ def _query(event: RawEvent, facts: Facts, usage: Usage, state: UsageState) -> Pr
         started_at=event.captured_at if started is None else started,
         usage=usage,
     )
-
-
-def evidence_locks(evidence: Evidence, caller: bytes = b"") -> list[bytes]:
-    """Return what must be held before an evidence is folded in, in the order it is taken in."""
-    says = evidence.says
-    sessions: list[SessionKey] = [(says.harness_id, says.harness_session_id)]
-    if says.parent_harness_session_id:
-        sessions.append((says.parent_harness_id or says.harness_id, says.parent_harness_session_id))
-    callers = [(caller, says.agent_name)] if says.synthetic else []
-    return machine.locks(sessions, [(evidence.provider, evidence.message_id)], [evidence.join_key], callers)

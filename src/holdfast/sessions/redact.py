@@ -33,6 +33,20 @@ BUILTIN: Mapping[str, bytes] = {
 }
 """The rules that come with the slice; of a match with a group `secret` only that is taken."""
 
+# No match of a rule is without one of these, and looking for them is many times faster than matching.
+_MARKERS: Mapping[bytes, tuple[bytes, ...]] = {
+    BUILTIN[name]: markers
+    for name, markers in {
+        "provider_key": (b"sk-", b"AIza", b"gsk_"),
+        "aws_key": (b"AKIA", b"ASIA"),
+        "github_token": (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+        "slack_token": (b"xox",),
+        "jwt": (b"eyJ",),
+        "private_key": (b"PRIVATE KEY-----",),
+        "bearer": (b"earer ",),
+    }.items()
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -113,6 +127,9 @@ def redact(data: bytes, using: Rules, key: bytes) -> Redacted:
     """
     counts: dict[str, int] = {}
     for name, pattern in using.patterns:
+        markers = _MARKERS.get(pattern.pattern)
+        if markers is not None and not any(marker in data for marker in markers):
+            continue
 
         def mark(found: re.Match[bytes], name: str = name) -> bytes:
             group = "secret" if "secret" in found.re.groupindex else 0

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from holdfast import execution, idempotency, lifecycle, store
+from holdfast import execution, idempotency, lifecycle, sessions, store
 from holdfast.core import points
 from holdfast.core.points import Action, Armed
 
 __all__ = ["WriterFaults", "crash", "crash_points"]
 
-_PASSING = (store, execution, idempotency, lifecycle)
+_PASSING = (store, execution, idempotency, lifecycle, sessions)
 # What they import is an extra, and they have no points of their own.
 _EXTRAS = ("holdfast.store.postgres", "holdfast.idempotency.bodies", "holdfast.idempotency.client")
+# Where this is not installed, there are no sessions to crash.
+_WHOLE_EXTRAS = ("zstandard",)
 
 
 def crash_points() -> tuple[str, ...]:
@@ -54,7 +56,11 @@ def _import_all() -> None:
     for package in _PASSING:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if module.name not in _EXTRAS:
-                importlib.import_module(module.name)
+                try:
+                    importlib.import_module(module.name)
+                except ModuleNotFoundError as missing:
+                    if missing.name not in _WHOLE_EXTRAS:
+                        raise
 
 
 class _Opened(Protocol):

@@ -1,10 +1,10 @@
 """The demo's agent: an ordinary program whose turns Holdfast makes durable.
 
 A turn asks a model that costs money, lets two tools work at once, takes a payment and asks the model for
-its last word; what a harness would say of it, that its frame opens and ends, is said through hook
-processes. Nothing in it prepares for being killed but the effect that each step declares; `main` is
-what any such program does when it starts: recover what a dead predecessor left, then ask for everything
-again by id and let the ledger tell what is new.
+its last word. What a harness would say of it, that its frame opens and ends, is said through hook
+processes, and every call of the model is captured. Nothing in it prepares for being killed but the effect
+that each step declares; `main` is what any such program does when it starts: recover what a dead
+predecessor left, then ask for everything again by id and let the ledger tell what is new.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import httpx
 
 import holdfast
 from holdfast.cli.demo.book import Tally
+from holdfast.cli.demo.capture import MODEL, capture
 from holdfast.cli.demo.hooks import Harness
 from holdfast.cli.demo.orders import LARGE_CENTS, PRICES_CENTS, Order, plan
 from holdfast.cli.demo.wire import HOST, AnswerLost, Refused, call, die_with_parent, events
@@ -72,6 +73,26 @@ class Answer:
 
     id: str
     content: list[dict[str, Any]]
+    stop_reason: str
+    input_tokens: int
+    output_tokens: int
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> Answer:
+        """The answer that a message is."""
+        usage = message["usage"]
+        return cls(
+            message["id"], message["content"], message["stop_reason"], usage["input_tokens"], usage["output_tokens"]
+        )
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message as the model's API tells it."""
+        return {
+            "id": self.id, "type": "message", "role": "assistant", "model": MODEL, "content": self.content,
+            "stop_reason": self.stop_reason, "stop_sequence": None,
+            "usage": {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens},
+        }  # fmt: skip
 
     def tool_input(self, name: str) -> dict[str, Any]:
         """Return what the model wants a tool to be given."""
@@ -109,6 +130,7 @@ class _Site:
 
     model_port: int
     payments: httpx.AsyncClient
+    server: httpx.AsyncClient
     harness: Harness
     tally: Tally
     clock: SystemClock
@@ -122,7 +144,7 @@ async def _answer_given_before(handle: holdfast.StepHandle) -> holdfast.Verdict:
     status, message = await call(_site.get().model_port, "GET", f"/v1/answers/{handle.idempotency_key.hex()}")
     match status:
         case 200:
-            return holdfast.happened(Answer(message["id"], message["content"]))
+            return holdfast.happened(Answer.of(message))
         case 404:
             return holdfast.not_happened()
         case _:
@@ -138,23 +160,17 @@ async def ask_model(order: str, talk: list[Message]) -> Answer:
     """Make a paid call and put the streamed answer together."""
     site = _site.get()
     site.tally.mark("ran")
-    request = {
-        "model": "scripted-1",
-        "max_tokens": 1024,
-        "stream": True,
-        "metadata": {"user_id": order},
-        "tools": _TOOLS,
-        "messages": talk,
-    }
+    request = _request(order, talk)
     key = holdfast.current_step().idempotency_key.hex()
-    answer_id, whole = "", False
+    message: dict[str, Any] = {}
+    whole = False
     content: list[dict[str, Any]] = []
     pieces: list[str] = []
     try:
         async for event in events(site.model_port, "/v1/messages", key=key, value=request):
             match event["type"]:
                 case "message_start":
-                    answer_id = event["message"]["id"]
+                    message = event["message"]
                 case "content_block_start":
                     content.append(event["content_block"])
                     pieces = []
@@ -165,13 +181,28 @@ async def ask_model(order: str, talk: list[Message]) -> Answer:
                     content[-1]["text"] = "".join(pieces)
                 case "content_block_stop":
                     content[-1]["input"] = json.loads("".join(pieces))
+                case "message_delta":
+                    message["stop_reason"] = event["delta"]["stop_reason"]
+                    message["usage"] |= event["usage"]
                 case "message_stop":
                     whole = True
     except AnswerLost as error:
         raise holdfast.OutcomeUnknown(str(error)) from error
     if not whole:
         raise holdfast.OutcomeUnknown("the model's answer broke off")
-    return Answer(answer_id, content)
+    return Answer.of({**message, "content": content})
+
+
+def _request(order: str, talk: list[Message]) -> dict[str, Any]:
+    """What the model's API is asked."""
+    return {
+        "model": MODEL,
+        "max_tokens": 1024,
+        "stream": True,
+        "metadata": {"user_id": order},
+        "tools": _TOOLS,
+        "messages": talk,
+    }
 
 
 @holdfast.step(effect=holdfast.idempotent())
@@ -247,6 +278,14 @@ async def announce(hook: str, order: str) -> None:
     await site.harness.call(hook, order)
 
 
+@holdfast.step(effect=holdfast.at_least_once(), retry=_PATIENT)
+async def keep(order: str, talk: list[Message], answer: Answer) -> None:
+    """Have a model call captured; sent again after a crash, it is one and the same call."""
+    site = _site.get()
+    site.tally.mark("ran")
+    await capture(site.server, order, _request(order, talk), answer.message)
+
+
 def _seen(record: holdfast.StepRecord[_T]) -> _T:
     if isinstance(record.outcome, holdfast.Replayed):
         _site.get().tally.mark("replayed")
@@ -259,6 +298,7 @@ async def turn(order: str, prompt: str) -> TurnReport:
     _seen(await announce.recorded("agent:start", order))
     talk: list[Message] = [{"role": "user", "content": prompt}]
     first = _seen(await ask_model.recorded(order, talk))
+    _seen(await keep.recorded(order, talk, first))
     stock, price = await asyncio.gather(
         look_up_stock.recorded(**first.tool_input("look_up_stock")),
         quote_price.recorded(**first.tool_input("quote_price")),
@@ -274,6 +314,7 @@ async def turn(order: str, prompt: str) -> TurnReport:
     ]
     talk += [{"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
     last = _seen(await ask_model.recorded(order, talk))
+    _seen(await keep.recorded(order, talk, last))
     _seen(await announce.recorded("agent:end", order))
     return TurnReport(order, [first.id, last.id], receipt.id, receipt.amount_cents, last.text)
 
@@ -292,12 +333,13 @@ async def _fulfil(hf: holdfast.Holdfast, order: Order, gate: asyncio.Semaphore) 
         await _site.get().clock.sleep(_DECISION_SECONDS)
 
 
-async def _main(ledger: str, tally: Tally, ports: tuple[int, int], seed: int, turns: int) -> None:
+async def _main(ledger: str, tally: Tally, ports: tuple[int, int, int], seed: int, turns: int) -> None:
     dismissed = die_with_parent()
-    model_port, payments_port = ports
-    async with _client(payments_port) as payments, holdfast.open(ledger) as hf:
+    model_port, payments_port, server_port = ports
+    server = httpx.AsyncClient(base_url=f"http://{HOST}:{server_port}", timeout=_EFFECT_TIMEOUT.total_seconds())
+    async with _client(payments_port) as payments, server, holdfast.open(ledger) as hf:
         harness = Harness(ledger)
-        _site.set(_Site(model_port, payments, harness, tally, SystemClock()))
+        _site.set(_Site(model_port, payments, server, harness, tally, SystemClock()))
         await harness.call("session:start")
         await hf.recover()
         tally.mark("ready")
@@ -311,5 +353,6 @@ async def _main(ledger: str, tally: Tally, ports: tuple[int, int], seed: int, tu
 
 
 if __name__ == "__main__":
-    ledger, tally, model_port, payments_port, seed, turns = sys.argv[1:]
-    asyncio.run(_main(ledger, Tally(Path(tally)), (int(model_port), int(payments_port)), int(seed), int(turns)))
+    ledger, tally, *ports, seed, turns = sys.argv[1:]
+    model_port, payments_port, server_port = map(int, ports)
+    asyncio.run(_main(ledger, Tally(Path(tally)), (model_port, payments_port, server_port), int(seed), int(turns)))

@@ -10,18 +10,21 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 
 from rich.table import Table
 
 import holdfast
 from holdfast.cli.demo.agent import TurnReport, turn
 from holdfast.cli.demo.book import Follower, Outbox
+from holdfast.cli.demo.capture import Captured, cost_usd
 from holdfast.cli.demo.hooks import Announced, receipts_expected
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order
 
 __all__ = ["Books", "Figures", "executions", "take_stock"]
 
 _PAGE_ROWS = 500
+_FOR_THE_TABLE = ("doubts", "tokens_paid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,20 @@ class Books:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What Holdfast's other slices have seen of the demo: its hooks, and its model calls."""
+
+    told: Announced
+    captured: Captured
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """The result of a demo, with the names its JSON uses.
 
     Attributes:
+        cost_usd: What the captured calls cost, exactly, as the read API tells it.
+        tokens_paid: What the model server says it has read and written; for the table alone.
         doubts: How often an effect was in doubt, by the policy that resolved it; for the table alone.
     """
 
@@ -81,7 +94,13 @@ class Figures:
     receipts: int
     receipts_verified: int
     sequence_gaps: int
+    turns_captured: int
+    turns_expected_captured: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: str
     seconds: float
+    tokens_paid: tuple[int, int]
     doubts: dict[str, int]
 
     @property
@@ -96,12 +115,15 @@ class Figures:
             and self.http_conflicts == 0
             and self.receipts == self.receipts_verified == receipts_expected(self.turns_expected)
             and self.sequence_gaps == 0
+            and self.turns_captured == self.turns_expected_captured
+            and (self.input_tokens, self.output_tokens) == self.tokens_paid
+            and Decimal(self.cost_usd) == cost_usd(*self.tokens_paid)
             and self.verify_ok
         )
 
     def json(self) -> str:
         """Return the figures as one line of JSON."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "doubts"})
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in _FOR_THE_TABLE})
 
     def table(self) -> Table:
         """Return the figures as a table."""
@@ -120,6 +142,10 @@ class Figures:
             ("receipts of hooks", receipts_expected(self.turns_expected), self.receipts),
             ("receipts verified", self.receipts, self.receipts_verified),
             ("receipts missing in the sequence", 0, self.sequence_gaps),
+            ("model calls captured", self.turns_expected_captured, self.turns_captured),
+            ("tokens read", self.tokens_paid[0], self.input_tokens),
+            ("tokens written", self.tokens_paid[1], self.output_tokens),
+            ("dollars for them", f"{cost_usd(*self.tokens_paid):f}", self.cost_usd),
             ("processes killed with SIGKILL", "", self.kills),
             *((f"effects in doubt: {policy}", "", count) for policy, count in sorted(self.doubts.items())),
             ("operators' decisions", "", self.decisions),
@@ -145,7 +171,7 @@ async def executions(hf: holdfast.Holdfast) -> list[holdfast.Execution]:
 
 
 async def take_stock(
-    hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, told: Announced, *, kills: int, seconds: float
+    hf: holdfast.Holdfast, orders: Sequence[Order], books: Books, seen: Seen, *, kills: int, seconds: float
 ) -> Figures:
     """Count what happened, once everything has ended."""
     await books.follow()
@@ -172,12 +198,24 @@ async def take_stock(
         http_replays=books.decided("replay"),
         http_conflicts=books.decided("reused", "unknown", "executed"),
         http_in_flight=books.decided("in_flight"),
-        receipts=told.receipts,
-        receipts_verified=told.verified,
-        sequence_gaps=told.gaps,
+        receipts=seen.told.receipts,
+        receipts_verified=seen.told.verified,
+        sequence_gaps=seen.told.gaps,
+        turns_captured=seen.captured.turns,
+        turns_expected_captured=MODEL_CALLS_PER_TURN * len(orders),
+        input_tokens=seen.captured.input_tokens,
+        output_tokens=seen.captured.output_tokens,
+        cost_usd=seen.captured.cost_usd,
         seconds=round(seconds, 2),
+        tokens_paid=_tokens(books),
         doubts=Counter(record.policy or "no policy" for record in audit if record.event == "ambiguity"),
     )
+
+
+def _tokens(books: Books) -> tuple[int, int]:
+    """What the paid answers have read and written."""
+    usage = [entry["message"]["usage"] for entry in books.model.of("answered")]
+    return sum(each["input_tokens"] for each in usage), sum(each["output_tokens"] for each in usage)
 
 
 def _lost(orders: Iterable[Order], reports: dict[str, TurnReport], books: Books) -> int:

@@ -8,11 +8,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import httpx
 
 __all__ = ["Child", "DemoFailed", "run_cli"]
 
@@ -32,8 +35,9 @@ class Child:
         kills: How often it died of SIGKILL.
     """
 
-    def __init__(self, module: str, log: Path) -> None:
+    def __init__(self, module: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.kills = 0
+        self._environment = {**os.environ, **(environment or {})}
         self._module = module
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -62,6 +66,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
+                env=self._environment,
                 start_new_session=True,  # an interrupt from the terminal is the supervisor's to handle
             )
 
@@ -73,7 +78,8 @@ class Child:
             line = await self._process.stdout.readline()
         if not line:
             raise DemoFailed(self.obituary())
-        return int(line)
+        told = json.loads(line)
+        return told if isinstance(told, int) else httpx.URL(told["url"]).port or 0
 
     async def kill(self) -> None:
         """Kill the process with SIGKILL and see it dead."""

@@ -23,7 +23,7 @@ _GRACE_SECONDS = 20.0
 """What a demo that has run into its limit is given to count what happened."""
 
 _SIZES_MAX = 10_000
-_NEEDED = ("fastapi", "httpx", "uvicorn")
+_NEEDED = ("fastapi", "httpx", "litestar", "uvicorn")
 
 
 def run(*, json: bool, seed: int, turns: int, kills: int, keep: Path | None) -> int:

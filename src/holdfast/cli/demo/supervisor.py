@@ -21,8 +21,9 @@ from typing import Literal, NoReturn
 
 import holdfast
 from holdfast.cli.demo.book import Follower, Outbox
+from holdfast.cli.demo.capture import captured, configure
 from holdfast.cli.demo.display import Display
-from holdfast.cli.demo.figures import Books, Figures, executions, take_stock
+from holdfast.cli.demo.figures import Books, Figures, Seen, executions, take_stock
 from holdfast.cli.demo.hooks import announced, environment
 from holdfast.cli.demo.orders import MODEL_CALLS_PER_TURN, Order, plan
 from holdfast.cli.demo.processes import Child, DemoFailed, run_cli
@@ -87,7 +88,9 @@ class Supervisor:
         self._model = Child("holdfast.cli.demo.model_server", folder / "model.log")
         self._payments = Child("holdfast.cli.demo.payments", folder / "payments.log")
         self._agent = Child("holdfast.cli.demo.agent", folder / "agent.log")
-        self._ports = {"model": 0, "payments": 0}
+        configure(folder)
+        self._server = Child("holdfast.cli.demo.capture", folder / "server.log", environment(self._ledger))
+        self._ports = {"model": 0, "payments": 0, "server": 0}
         self._clock = SystemClock()
         self._seed = seed
         self._orders: Sequence[Order] = plan(seed, turns)
@@ -128,23 +131,25 @@ class Supervisor:
                 except DemoFailed as error:
                     trouble = str(error)
                 await self._agent.close()
-                told = await announced(self._ledger)
+                seen = Seen(await announced(self._ledger), await captured(self._ports["server"]))
                 seconds = display.seconds
-                figures = await take_stock(hf, self._orders, self._books, told, kills=self.kills, seconds=seconds)
+                figures = await take_stock(hf, self._orders, self._books, seen, kills=self.kills, seconds=seconds)
                 return figures, trouble
         finally:
-            for child in (self._agent, self._payments, self._model):
+            for child in (self._agent, self._payments, self._model, self._server):
                 await child.close()
             await self._books.payments.close()
 
     async def _start_services(self) -> None:
         await self._model.start(self._paths["model"], 0)
         await self._payments.start(self._shop, self._paths["payments"], 0)
-        self._ports = {"model": await self._model.port(), "payments": await self._payments.port()}
+        await self._server.start()
+        children = {"model": self._model, "payments": self._payments, "server": self._server}
+        self._ports = {name: await child.port() for name, child in children.items()}
 
     async def _start_agent(self) -> None:
         self._ready_at = None
-        ports = (self._ports["model"], self._ports["payments"])
+        ports = (self._ports[name] for name in ("model", "payments", "server"))
         await self._agent.start(self._ledger, self._paths["tally"], *ports, self._seed, len(self._orders))
 
     async def _supervise(self, hf: holdfast.Holdfast, display: Display) -> None:
@@ -214,7 +219,7 @@ class Supervisor:
             display.say("the payment service is back")
 
     def _check_that_all_live(self) -> None:
-        for child in (self._agent, self._model, self._payments):
+        for child in (self._agent, self._model, self._payments, self._server):
             if not child.alive and not (child is self._payments and self._revive_at is not None):
                 raise DemoFailed(child.obituary())
 

@@ -28,9 +28,9 @@ from holdfast.lifecycle.enums import LifecycleEventKind
 from holdfast.lifecycle.errors import HookProtocol, UndecodableDocument, UndecodableHook
 
 __all__ = [
-    "BODY_BYTES_MAX", "DEADLINE_MS", "Action", "Adapter", "Directive", "EventDraft", "Hook", "HookEvent", "HookReply",
-    "SessionState", "context_field", "cut", "degraded_ids", "event_ids", "expressed", "json_reply", "merge", "read",
-    "receipt_id", "run_id", "session_of", "shorten", "spoken", "tell", "text_of",
+    "BODY_BYTES_MAX", "DEADLINE_MS", "SPARED", "Action", "Adapter", "Directive", "EventDraft", "Hook", "HookEvent",
+    "HookReply", "SessionState", "degraded_ids", "event_ids", "expressed", "json_reply", "merge", "read", "receipt_id",
+    "run_id", "session_of", "shorten", "spelled", "spoken", "tell", "text_of",
 ]  # fmt: skip
 
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -507,11 +507,32 @@ def json_reply(fields: Mapping[str, Any], neutral: bytes, *, least: tuple[str, .
     return HookReply(neutral)
 
 
-def context_field(hook: str, context: str | None) -> dict[str, str] | None:
-    """Return what carries context for the model, as all harnesses spell it."""
-    return None if context is None else {"hookEventName": hook, "additionalContext": context}
+def spelled(event: HookEvent, directive: Directive, verdict: str) -> dict[str, Any]:
+    """Write what a hook can express of a directive as most harnesses spell it; fields that are None say nothing.
+
+    Args:
+        event: The hook.
+        directive: What is asked for.
+        verdict: How the harness calls the decision that blocks, or has it go on.
+    """
+    said, _ = expressed(event, directive)
+    reason = _cut(said.reason)
+    halts, decides = said.action == "halt", said.action in ("block", "continue")
+    context = {"hookEventName": event.hook, "additionalContext": said.context}
+    return {
+        "continue": False if halts else None,
+        "stopReason": reason if halts else None,
+        "systemMessage": _cut(said.system_message),
+        "decision": verdict if decides else None,
+        "reason": reason if decides else None,
+        "hookSpecificOutput": None if said.context is None else context,
+    }
 
 
-def cut(text: str | None) -> str | None:
+SPARED: Final = ("systemMessage", "hookSpecificOutput")
+"""Of these fields, what is left out first where all of them would be too long."""
+
+
+def _cut(text: str | None) -> str | None:
     """Shorten what a client says to what a harness is told."""
     return None if text is None else text[:SAID_CHARS_MAX]

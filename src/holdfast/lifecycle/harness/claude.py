@@ -11,17 +11,16 @@ from typing import Any, Final
 
 from holdfast.lifecycle.enums import LifecycleEventKind
 from holdfast.lifecycle.harness import (
+    SPARED,
     Directive,
     Hook,
     HookEvent,
     HookReply,
     SessionState,
-    context_field,
-    cut,
-    expressed,
     json_reply,
     read,
     session_of,
+    spelled,
     tell,
     text_of,
 )
@@ -71,18 +70,4 @@ def decode(raw: bytes, *, event_hint: str | None, state: SessionState, received_
 
 def encode(event: HookEvent, directive: Directive) -> HookReply:
     """Write the answer to a hook; see `Adapter.encode`."""
-    said, _ = expressed(event, directive)
-    reason = cut(said.reason)
-    asks = said.action in ("block", "continue")
-    return json_reply(
-        {
-            "continue": False if said.action == "halt" else None,
-            "stopReason": reason if said.action == "halt" else None,
-            "systemMessage": cut(said.system_message),
-            "decision": "block" if asks else None,
-            "reason": reason if asks else None,
-            "hookSpecificOutput": context_field(event.hook, said.context),
-        },
-        NEUTRAL,
-        least=("systemMessage", "hookSpecificOutput"),
-    )
+    return json_reply(spelled(event, directive, "block"), NEUTRAL, least=SPARED)

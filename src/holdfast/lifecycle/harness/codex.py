@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from holdfast.lifecycle.harness import (
+    SPARED,
     Directive,
     Hook,
     HookEvent,
     HookReply,
     SessionState,
-    context_field,
-    cut,
-    expressed,
     json_reply,
     read,
     session_of,
+    spelled,
     tell,
     text_of,
 )
@@ -102,20 +101,6 @@ def _notified(fields: Mapping[str, Any], state: SessionState, received_at: int) 
 
 def encode(event: HookEvent, directive: Directive) -> HookReply:
     """Write the answer to a hook; see `Adapter.encode`."""
-    said, _ = expressed(event, directive)
-    reason = cut(said.reason)
-    asks = said.action in ("block", "continue")
-    fields = {
-        "continue": False if said.action == "halt" else None,
-        "stopReason": reason if said.action == "halt" else None,
-        "systemMessage": cut(said.system_message),
-        "decision": "block" if asks else None,
-        "reason": reason if asks else None,
-        "hookSpecificOutput": context_field(event.hook, said.context),
-    }
     known = KEYS.get(event.hook, ())
-    return json_reply(
-        {name: value for name, value in fields.items() if name in known},
-        NEUTRAL,
-        least=("systemMessage", "hookSpecificOutput"),
-    )
+    fields = spelled(event, directive, "block")
+    return json_reply({name: value for name, value in fields.items() if name in known}, NEUTRAL, least=SPARED)

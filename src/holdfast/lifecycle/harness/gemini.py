@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from holdfast.lifecycle.harness import (
+    SPARED,
     Directive,
     Hook,
     HookEvent,
     HookReply,
     SessionState,
-    context_field,
-    cut,
-    expressed,
     json_reply,
     read,
     session_of,
+    spelled,
     tell,
     text_of,
 )
@@ -55,17 +54,7 @@ def decode(raw: bytes, *, event_hint: str | None, state: SessionState, received_
 
 def encode(event: HookEvent, directive: Directive) -> HookReply:
     """Write the answer to a hook; see `Adapter.encode`."""
-    said, _ = expressed(event, directive)
-    reason = cut(said.reason)
-    return json_reply(
-        {
-            "continue": False if said.action == "halt" else None,
-            "stopReason": reason if said.action == "halt" else None,
-            "systemMessage": cut(said.system_message),
-            "decision": "deny" if said.action in ("block", "continue") else None,
-            "reason": reason,
-            "hookSpecificOutput": context_field(event.hook, said.context),
-        },
-        NEUTRAL,
-        least=("systemMessage", "hookSpecificOutput"),
-    )
+    fields = spelled(event, directive, "deny")
+    if fields["stopReason"] is not None:
+        fields["reason"] = fields["stopReason"]
+    return json_reply(fields, NEUTRAL, least=SPARED)

@@ -1,0 +1,118 @@
+"""The application: the one place where the slices meet, by value.
+
+Invariants:
+    - Every route but those of health names the scope it needs; one that names none needs `read`.
+    - Whatever is raised anywhere is answered by a problem document.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Litestar, Request, Router
+from litestar.config.compression import CompressionConfig
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from holdfast.core.version import VERSION
+from holdfast.server.backend import Backend
+from holdfast.server.problems import MEDIA_TYPE, Problem, answer
+from holdfast.server.routes import durable, health, ingest, keys, sessions
+from holdfast.sessions.errors import UnsupportedMediaType
+from holdfast.sessions.values import Principal
+
+__all__ = ["build"]
+
+GZIP_FROM_BYTES = 1024
+"""Below a packet's size compression saves nothing."""
+
+_WITH_BODY = ("POST", "PUT", "PATCH")
+_REFUSALS = {
+    400: "The request breaks a rule",
+    401: "There is no access key, or no good one",
+    403: "The key has not the scope",
+    404: "There is no such thing",
+    409: "It is not in a state for this",
+    410: "It was deleted, or is too old",
+    413: "Something is beyond a limit",
+    415: "The body is of another type or coding",
+    422: "A value does not fit",
+    429: "Too much at a time",
+    503: "Not now",
+}
+
+
+def build(backend: Backend) -> Litestar:
+    """Make the application over a ledger that is open."""
+    handlers: list[Any] = [*health.HANDLERS, *ingest.HANDLERS, *sessions.HANDLERS, *durable.HANDLERS, *keys.HANDLERS]
+    for handler in handlers:
+        _tell_refusals(handler)
+    return Litestar(
+        handlers,
+        state=State({"backend": backend}),
+        dependencies={
+            "backend": Provide(lambda: backend, sync_to_thread=False),
+            "principal": Provide(_principal, sync_to_thread=False),
+        },
+        guards=[_guard],
+        exception_handlers={HTTPException: answer, Exception: answer},
+        openapi_config=OpenAPIConfig(
+            title="Holdfast", version=VERSION, openapi_router=_Nowhere("/openapi", route_handlers=[]),
+            render_plugins=[JsonRenderPlugin()],
+            components=Components(
+                security_schemes={"accessKey": SecurityScheme(type="http", scheme="bearer", bearer_format="hfk_…")}
+            ),
+            security=[{"accessKey": []}],
+        ),
+        compression_config=CompressionConfig(backend="gzip", minimum_size=GZIP_FROM_BYTES, exclude_opt_key="exact"),
+        logging_config=None,
+        request_max_body_size=None,  # the door has limits of its own
+        debug=False,
+        pdb_on_exception=False,
+    )  # fmt: skip
+
+
+class _Nowhere(Router):
+    """Takes the pages that the framework would serve of the document, whose errors are no problem documents."""
+
+    def register(self, value: Any) -> list[Any]:
+        return []
+
+
+async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Let a request in, or not."""
+    backend: Backend = connection.app.state.backend
+    headers = connection.scope["headers"]
+    principal = await backend.gate.admit(headers, handler.opt.get("scope", "read"))
+    connection.state.principal = principal
+    if connection.scope.get("method") in _WITH_BODY:
+        _check_type(dict(headers), handler.opt.get("accepts", ("application/json",)))
+
+
+def _check_type(headers: dict[bytes, bytes], accepted: tuple[str, ...]) -> None:
+    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+        return
+    given = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if given not in accepted:
+        raise UnsupportedMediaType("the body is not of a type that is read here", f"send {' or '.join(accepted)}")
+
+
+def _principal(request: Request[Any, Any, Any]) -> Principal:
+    found: Principal = request.state.principal
+    return found
+
+
+def _tell_refusals(handler: Any) -> None:
+    """Let the OpenAPI document say with what an operation may be refused."""
+    specs = {
+        status: ResponseSpec(Problem, description=text, media_type=MEDIA_TYPE, generate_examples=False)
+        for status, text in _REFUSALS.items()
+    }
+    handler.responses = {**specs, **(handler.responses or {})}

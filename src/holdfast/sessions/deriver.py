@@ -1,0 +1,330 @@
+"""Make turns of what was taken in: again and again, one event at a time in a transaction of its own.
+
+    load → read, hash, price → locks, fence → fold → commit → say so
+
+An event is found because somebody said so, or by looking now and then. Any number of processes may derive one ledger:
+whoever comes second finds the fence gone and stops. What an event says is computed before the transaction, in a
+thread where it is large.
+
+Invariants:
+    - All that follows from an event commits together, or nothing does.
+    - An event that fails delays no other: it comes back later, and after its last attempt it is set aside.
+    - While the ledger cannot be reached nothing counts as an attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from holdfast.core import points, trace
+from holdfast.core.errors import Busy, Closed, Conflict, StoreError, Unavailable
+from holdfast.core.ids import uuid7_bytes
+from holdfast.core.loops import Loop, Tasks
+from holdfast.sessions import archive, derivation, machine
+from holdfast.sessions.archive import Due, Folded, Loaded, Lost, Terms, Unparsed, Widen
+from holdfast.sessions.derivation import Derived
+from holdfast.sessions.errors import SessionError
+from holdfast.sessions.ingest import OFF_LOOP_BYTES
+from holdfast.sessions.machine import Dead
+from holdfast.sessions.metrics import METRICS, provider_label
+from holdfast.sessions.registry import parsers, reading_version
+from holdfast.sessions.values import Cost
+
+if TYPE_CHECKING:
+    from holdfast.core.clock import Clock
+    from holdfast.sessions.config import SessionsConfig
+    from holdfast.sessions.pricing import PriceSource
+    from holdfast.store.database import Database
+
+__all__ = ["CHANNEL", "DeriveReport", "Deriver", "channel_of", "terms_of"]
+
+CHANNEL: Final = "sessions.pending"
+"""Somebody has taken an event in."""
+
+COLLISIONS_MAX: Final = 8
+"""How often a transaction that met another one is run again before that counts as a failure."""
+
+PAUSE_S: Final = 0.01
+"""The first pause after a collision; twice as long after each further one, and up to half of it more or less."""
+
+PASS_MAX: Final = 256
+"""Events of one round: few enough to notice soon what came in meanwhile."""
+
+MEASURE_S: Final = 5.0
+"""How old the figures of an idle ledger may be: they are counted, and there may be many unread events to count."""
+
+log = logging.getLogger("holdfast.sessions")
+
+points.register("sessions.deriving", "sessions.derived", "sessions.folding", "sessions.committed")
+
+
+@dataclass(frozen=True, slots=True)
+class DeriveReport:
+    """What a pass of the deriver did.
+
+    Attributes:
+        derived: Events that are turns now, or part of one.
+        unparsed: Events that nobody here can read.
+        refused: Events of deleted sessions, whose bodies were dropped.
+        dead: Events that were tried as often as they may be.
+        pending: Events that are left, with those whose time has not come.
+    """
+
+    derived: int = 0
+    unparsed: int = 0
+    refused: int = 0
+    dead: int = 0
+    pending: int = 0
+
+
+def channel_of(event_id: bytes) -> str:
+    """Return the channel on which is said that an event was derived."""
+    return f"sessions.derived:{event_id.hex()}"
+
+
+class Deriver:
+    """Derives the events of one ledger. Belongs to the event loop of its database."""
+
+    def __init__(self, database: Database, *, clock: Clock, config: SessionsConfig, prices: PriceSource) -> None:
+        """Make one; nothing runs before `start`.
+
+        Args:
+            database: The open ledger.
+            clock: The ledger's time.
+            config: Settings.
+            prices: Who is asked what a call costs.
+        """
+        self._database = database
+        self._clock = clock
+        self._config = config
+        self._prices = prices
+        self._parsers = parsers()
+        self.terms = terms_of(config)
+        self._loop = Loop("holdfast sessions derive", self._round, 0, clock)
+        self._taken: set[bytes] = set()
+        self._measured_at = -MEASURE_S
+        self.running = False
+        """Whether events are derived as they come."""
+
+    # --- the loop ---
+
+    async def start(self) -> None:
+        """Derive events as they come from now on; put back what may be read by now. Harmless when done before."""
+        if self.running or not self._config.derive.workers:
+            return
+        async with self._database.write() as tx:
+            await archive.replay(tx, None, states=("unparsed",), version=self.terms.version)
+        self.running = True
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Derive no more; an event that is being written is written or not at all. Harmless when done before."""
+        self.running = False
+        await self._loop.stop()
+
+    async def _round(self) -> None:
+        counts = await self._pass(PASS_MAX)
+        if counts or self._clock.monotonic() - self._measured_at >= MEASURE_S:
+            await self.measure()
+        if not counts:
+            await self._database.wait(CHANNEL, self._config.derive.poll_ms / 1000)
+
+    async def derive(self, *, limit: int = PASS_MAX) -> DeriveReport:
+        """Derive events that are due, in the order they came, and return what became of them.
+
+        Raises:
+            StoreError: The ledger cannot be reached; what was derived stays so.
+        """
+        counts = await self._pass(limit)
+        counts.pop("retry", None)
+        return DeriveReport(**counts, pending=await self.measure())
+
+    async def _pass(self, limit: int) -> dict[str, int]:
+        async with self._database.read() as tx:
+            due = await archive.list_pending(tx, now=self._clock.now(), limit=limit)
+        return await self._run([each for each in due if each.event_id not in self._taken])
+
+    async def one(self, org: UUID, event_id: bytes) -> None:
+        """Derive one event now, if it waits.
+
+        Raises:
+            StoreError: The ledger cannot be reached.
+        """
+        await self._event(org, event_id, {})
+
+    async def again(self, org: UUID, event_id: bytes, counts: dict[str, int]) -> set[bytes]:
+        """Derive one event that was put back, and count what became of it; return the session it is in now.
+
+        Raises:
+            StoreError: The ledger cannot be reached.
+        """
+        await self._event(org, event_id, counts)
+        async with self._database.read() as tx:
+            known = await archive.event_state(tx, org, event_id)
+        return set() if known is None or known.session_id is None else {known.session_id}
+
+    async def measure(self) -> int:
+        """Tell the metrics what waits and what does not; return how many events wait."""
+        self._measured_at = self._clock.monotonic()
+        async with self._database.read() as tx:
+            states = {each.state: each for each in await archive.count_states(tx, None)}
+        waiting = states.get("pending")
+        METRICS.pending.set(waiting.count if waiting else 0)
+        METRICS.derive_lag.set((self._clock.now() - waiting.oldest) / 1_000_000 if waiting else 0)
+        METRICS.dead.set(states["dead"].count if "dead" in states else 0)
+        METRICS.unparsed.set(states["unparsed"].count if "unparsed" in states else 0)
+        return waiting.count if waiting else 0
+
+    async def _run(self, due: Sequence[Due]) -> dict[str, int]:
+        """Derive events, those of one session one after the other."""
+        counts: dict[str, int] = {}
+        lines = deque(_lines(due))
+
+        async def work() -> None:
+            while lines:
+                for each in lines.popleft():
+                    await self._held(each, counts)
+
+        workers = max(1, min(self._config.derive.workers, len(lines)))
+        if workers == 1:
+            await work()
+            return counts
+        tasks = Tasks()
+        try:
+            running = [tasks.spawn(work(), "holdfast sessions derive worker") for _ in range(workers)]
+            await asyncio.gather(*running)
+        finally:
+            await tasks.stop()
+        return counts
+
+    async def _held(self, due: Due, counts: dict[str, int]) -> None:
+        self._taken.add(due.event_id)
+        try:
+            await self._event(due.org, due.event_id, counts)
+        finally:
+            self._taken.discard(due.event_id)
+
+    # --- one event ---
+
+    async def _event(self, org: UUID, event_id: bytes, counts: dict[str, int]) -> None:
+        async with self._database.read() as tx:
+            loaded = await archive.load(tx, org, event_id)
+        if loaded is None or loaded.state != "pending":
+            return
+        try:
+            with trace.span("holdfast.sessions.derive"):
+                derived, quote = await self._understand(loaded)
+                loaded = replace(loaded, told=b"", request=None, response=None)  # what they say is known now
+                result = await self._patiently(loaded, derived, quote)
+        except (Unavailable, Closed):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's and must not hold up others
+            result = await self._failed(loaded, error)
+        if result:
+            counts[result] = counts.get(result, 0) + 1
+            METRICS.derived.add(1, result)
+        self._database.wake(channel_of(event_id))
+
+    async def _understand(self, loaded: Loaded) -> tuple[Derived, Cost | None]:
+        def read() -> tuple[Derived, Cost | None]:
+            derived = self.read(loaded)
+            return derived, None if derived.query is None else self._prices.quote(derived.query)
+
+        size = sum(0 if body is None else body.size for body in (loaded.request, loaded.response))
+        return await asyncio.to_thread(read) if size > OFF_LOOP_BYTES else read()
+
+    async def _patiently(self, loaded: Loaded, derived: Derived, quote: Cost | None) -> str:
+        """Fold an event in; run the transaction again when it met another one."""
+        pause = PAUSE_S
+        for tries in range(1, COLLISIONS_MAX + 1):
+            try:
+                return await self._fold(loaded, derived, quote)
+            except (Busy, Conflict):
+                if tries == COLLISIONS_MAX:
+                    raise
+            await self._clock.sleep(pause * (0.5 + random.random()))  # noqa: S311 - spreads load, guards nothing
+            pause *= 2
+        raise AssertionError  # pragma: no cover - the last round has returned or raised
+
+    async def _fold(self, loaded: Loaded, derived: Derived, quote: Cost | None) -> str:
+        held = frozenset(archive.locks_of(loaded, derived))
+        while True:
+            try:
+                async with self._database.write() as tx:
+                    now = self._clock.now()
+                    found = await archive.derive(
+                        tx, loaded, derived, quote=quote, mint=self.mint, now=now, terms=self.terms, held=held
+                    )
+                    if points.armed:
+                        points.reach("sessions.derived")
+            except Widen as more:
+                held |= frozenset(more.keys)
+                continue
+            if points.armed:
+                points.reach("sessions.committed")
+            match found:
+                case Folded():
+                    _count_turn(derived, quote)
+                    return "derived"
+                case Unparsed():
+                    return "unparsed"
+                case Lost():
+                    return ""
+                case _:
+                    return "refused"
+
+    def read(self, loaded: Loaded) -> Derived:
+        """Say what an event says by itself. It takes a while for large bodies."""
+        return derivation.derive(loaded.raw(), parsers=self._parsers, rules=self._config.rules)
+
+    def mint(self) -> bytes:
+        """Make an id that sorts by time."""
+        return uuid7_bytes(self._clock.now())
+
+    async def _failed(self, loaded: Loaded, error: Exception) -> str:
+        derive = self._config.derive
+        outcome = machine.after_failure(
+            loaded.attempts,
+            attempts_max=derive.attempts_max,
+            backoff_us=derive.backoff_ms * 1000,
+            now=self._clock.now(),
+        )
+        # Messages of others may quote what was captured; ours name keys only.
+        shown = str(error) if isinstance(error, SessionError | StoreError) else type(error).__qualname__
+        log.warning("event %s could not be derived: %s", loaded.event_id.hex(), shown)
+        async with self._database.write() as tx:
+            await archive.fail(tx, loaded.org, loaded.event_id, outcome=outcome, error=shown)
+        return "dead" if isinstance(outcome, Dead) else "retry"
+
+
+def terms_of(config: SessionsConfig) -> Terms:
+    """Return what the derivation depends on besides its events."""
+    window = config.window_us
+    version = reading_version(parsers())
+    return Terms(version=version, continuation=window is not None, continuation_us=window or 0)
+
+
+def _lines(due: Iterable[Due]) -> Iterable[list[Due]]:
+    """Put the events of one session in one line, in the order they came."""
+    lines: dict[tuple[UUID, bytes], list[Due]] = {}
+    for each in due:
+        lines.setdefault((each.org, each.group_key), []).append(each)
+    return lines.values()
+
+
+def _count_turn(derived: Derived, quote: Cost | None) -> None:
+    evidence = derived.evidence
+    if evidence is None:
+        return
+    METRICS.turns.add(1, provider_label(evidence.provider), evidence.says.status)
+    if evidence.says.usage is None:
+        METRICS.unmeasured.add(1)
+    if derived.query is not None and (quote is None or quote.usd is None):
+        METRICS.unpriced.add(1)
