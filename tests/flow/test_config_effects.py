@@ -973,6 +973,7 @@ async def journal_unavailable(stage: Stage) -> BaseException:
         await pass_time(clock, 2000)
         error = await caught(task, errors.JournalUnavailable)
         WriterFaults(hf).resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         return error
 
 

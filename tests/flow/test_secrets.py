@@ -232,6 +232,7 @@ class Story:
             await until(task.done, 0.03, anyway=True)
         await self.expect(task, holdfast.JournalUnavailable)
         WriterFaults(hf).resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
 
     async def _cancel(self, hf: holdfast.Holdfast) -> None:
         await hf.database.writer.drained()

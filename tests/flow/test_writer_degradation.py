@@ -109,6 +109,7 @@ async def test_a_guarded_effect_is_refused_when_the_writer_stalls(stage: Stage, 
         assert raised.value.code == "durable.journal_unavailable"
         assert stage.outside.count("act") == 0
         faults.resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         stalled = False
         assert await hf.run(program, id="e") == "done"
         found = await hf.get("e")
@@ -147,6 +148,7 @@ async def test_nothing_goes_on_after_a_refusal_even_if_the_program_swallows_it(s
         with pytest.raises(holdfast.JournalUnavailable):
             await task
         faults.resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         stalled = False
         assert await hf.run(program, id="e") == "done"
     assert stage.outside.lines() == ["read a", "pay b", "pay c", "read d"]
@@ -196,6 +198,7 @@ async def test_the_outcome_of_a_guarded_effect_is_kept_until_the_writer_is_back(
         with pytest.raises(holdfast.JournalUnavailable):
             await task
         faults.resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         works.during = lambda: None
         assert await hf.run(program, id="e") == "rent"
     assert stage.outside.count("pay") == 1
@@ -310,6 +313,7 @@ async def test_kept_outcomes_have_a_limit(stage: Stage, works: Works) -> None:
         assert hf.database.writer.pending_bytes <= 20_000
         outage = False
         faults.resume()
+        await until(lambda: hf.database.writer.pending_items == 0)
         count = 0
         assert await hf.run(program, id="e") == 100
         positions = [int(entry.position) for entry in await hf.history("e")]

@@ -364,10 +364,11 @@ async def test_what_cannot_be_opened_says_why(
 
 
 async def test_a_role_that_may_make_no_tables_is_told_so(postgres: PostgresServer) -> None:
-    schema = postgres.fresh_schema().rpartition("=")[2]
-    postgres.sql(f"CREATE ROLE poor_{schema} LOGIN; GRANT USAGE ON SCHEMA {schema} TO poor_{schema}")
+    url = postgres.fresh_schema()
+    schema, database = url.rpartition("=")[2], url.partition("?")[0].rpartition("/")[2]
+    postgres.sql(f"CREATE ROLE poor_{schema} LOGIN; GRANT USAGE ON SCHEMA {schema} TO poor_{schema}", database)
     with pytest.raises(StoreError) as caught:
-        await LocalStore(f"{postgres.url(user=f'poor_{schema}')}&search_path={schema}").open()
+        await LocalStore(url.replace("//postgres@", f"//poor_{schema}@")).open()
     assert caught.value.code == "store.permission"
     assert "CREATE" in caught.value.hint
 

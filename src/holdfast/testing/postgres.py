@@ -39,10 +39,15 @@ SETTINGS: Final = {
     "synchronous_commit": "on",
     "listen_addresses": "",
     "max_connections": "200",
-    "shared_buffers": "64MB",
+    "shared_buffers": "256MB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "1h",
     "log_min_messages": "fatal",
     "log_min_error_statement": "panic",
 }
+
+SCHEMAS_PER_DATABASE: Final = 20
+"""How many ledgers lie in one database: with each the catalogue grows, and what is asked of it takes longer."""
 
 # Ends the server and removes its directory. It must not die of the signals a terminal sends to the tests.
 _JANITOR: Final = """
@@ -83,6 +88,8 @@ class PostgresServer:
         self._given = binaries or (Path(given) if given else None)
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
+        self._schemas = 0
+        self._database = "postgres"
         self._sole = shared is None
         if shared is None:
             self.directory = self._found()
@@ -110,15 +117,21 @@ class PostgresServer:
 
     def fresh_database(self) -> str:
         """Create an empty database and return its address."""
-        name = f"t{secrets.token_hex(6)}"
-        self.sql(f"CREATE DATABASE {name} STRATEGY wal_log")
-        return self.url(name)
+        return self.url(self._new_database())
 
     def fresh_schema(self) -> str:
         """Create an empty schema and return an address that leads into it; far quicker than a database."""
+        self._schemas += 1
+        if self._schemas % SCHEMAS_PER_DATABASE == 0:
+            self._database = self._new_database()
         name = f"s{secrets.token_hex(6)}"
-        self.sql(f"CREATE SCHEMA {name}")
-        return f"{self.url()}&search_path={name}"
+        self.sql(f"CREATE SCHEMA {name}", self._database)
+        return f"{self.url(self._database)}&search_path={name}"
+
+    def _new_database(self) -> str:
+        name = f"t{secrets.token_hex(6)}"
+        self.sql(f"CREATE DATABASE {name} STRATEGY wal_log")
+        return name
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run a statement as the superuser and return what `psql` prints, unaligned and without headings."""
