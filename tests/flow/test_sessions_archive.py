@@ -286,9 +286,20 @@ async def test_no_secret_reaches_a_file(make_target: Callable[[str], str], tmp_p
         given = call("a", request=asked, response=b'{"error":"%s"}' % secrets[1].encode(), agent_name=secrets[2])
         await books.ingest(given)
         assert isinstance(await books.ingest(given), Duplicate)
+        # What stands in an address looks like nothing in particular, and is known by its name alone.
+        secrets += ["hunter2-told", "hunter2-sent", "hunter2-translated"]
+        told = call("b", endpoint="/v1/messages?beta=true&key=hunter2-told")
+        assert isinstance(await books.ingest(told), Stored)
+        assert isinstance(await books.ingest(told), Duplicate)
+        for body in (
+            b'{"provider":"anthropic","request":{"n":1},"endpoint":"/v1/messages?api_key=hunter2-sent"}',
+            b'{"provider":"anthropic","request":{"n":2},"meta":{"path":"/v1/messages?access_token=hunter2-translated"}}',
+        ):
+            assert isinstance(await books.receive(body, principal=LOCAL), Stored)
         await drained(books)
         everything = read(tmp_path)
     assert b"redacted:provider_key" in everything
+    assert b"/v1/messages?beta=true&key=" in everything
     assert not [each for each in secrets if each.encode() in everything]
 
 

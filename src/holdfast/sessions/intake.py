@@ -206,7 +206,7 @@ def _call(given: Mapping[str, Json], request: _Body | None, response: _Body | No
 
 
 def _told(members: Mapping[str, bytes]) -> dict[str, Json]:
-    """Return what was sent but the bodies, and of headers only those that may be kept."""
+    """Return what was sent but the bodies: of headers those that may be kept, of addresses no credential."""
     told: dict[str, Json] = {}
     for name, raw in members.items():
         if name not in _BODIES:
@@ -217,7 +217,18 @@ def _told(members: Mapping[str, bytes]) -> dict[str, Json]:
     upstream = told.get("upstream")
     if isinstance(upstream, dict) and isinstance(upstream.get("headers"), dict):
         told["upstream"] = {**upstream, "headers": _headers(upstream["headers"])}
+    _hide(told, "endpoint")
+    if isinstance(meta := told.get("meta"), dict):
+        told["meta"] = meta = dict(meta)
+        _hide(meta, "endpoint")
+        _hide(meta, "path")
     return told
+
+
+def _hide(given: dict[str, Json], name: str) -> None:
+    """Leave out of an address what its query says of credentials."""
+    if isinstance(address := given.get(name), str):
+        given[name] = headers.without_secrets(address)
 
 
 def _headers(given: Mapping[str, Json]) -> dict[str, str]:
@@ -310,6 +321,7 @@ def _as_told(call: Call) -> dict[str, Json]:
     told["usage"] = None if call.usage is None else plain(call.usage)
     told["cost"] = None if call.cost_usd is None else {"usd": str(call.cost_usd)}
     told["tags"], told["capture"] = sorted(call.tags), call.capture
+    _hide(told, "endpoint")
     return {name: value for name, value in told.items() if value not in (None, "", [])}
 
 
