@@ -12,7 +12,6 @@ from holdfast.idempotency.answers import (
     SITUATIONS,
     Refusal,
     answer,
-    error_class,
     first_run,
     marker,
     status_of,
@@ -96,11 +95,7 @@ def test_a_profile_may_change_every_code_that_is_answered() -> None:
 
 @pytest.mark.parametrize("code", TABLE)
 def test_a_code_is_raised_as_its_class(code: str) -> None:
-    assert error_class(code) is TABLE[code][1]
-
-
-def test_a_foreign_code_is_raised_as_nothing() -> None:
-    assert error_class("insufficient_funds") is None
+    assert SITUATIONS[code].error is TABLE[code][1]
 
 
 @pytest.mark.parametrize("code", TABLE)

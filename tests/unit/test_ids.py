@@ -66,22 +66,6 @@ def test_derived_ids_keep_all_but_version_and_variant(digest: bytes) -> None:
 @given(st.uuids())
 def test_canonical_text_survives_the_trip(value: uuid.UUID) -> None:
     assert ids.uuid_text(value.bytes) == str(value)
-    assert ids.uuid_bytes(str(value)) == value.bytes
-
-
-def test_other_spellings_are_no_canonical_text() -> None:
-    value = "0190b1c2-7f3e-7abc-8def-0123456789ab"
-    for text in (
-        value.upper(),
-        value.replace("-", ""),
-        value[:-1],
-        f"{value}0",
-        "turn-42",
-        "",
-        f"{value[:-1]}g",
-        "ab" * 18,
-    ):
-        assert ids.uuid_bytes(text) is None
 
 
 def test_owners_are_told_apart() -> None:

@@ -25,7 +25,6 @@ from holdfast.sessions.machine import (
     after_failure,
     captured_time,
     decide,
-    is_due,
     locks,
     past_retention,
 )
@@ -55,13 +54,6 @@ def test_an_event_that_fails_waits_twice_as_long_each_time_and_then_is_set_aside
     assert delays[:3] == [500_000, 1_000_000, 2_000_000]
     assert delays[-1] == BACKOFF_US_MAX
     assert after_failure(10_000, attempts_max=20_000, backoff_us=1, now=0) == Retry(10_001, BACKOFF_US_MAX)
-
-
-def test_only_what_waits_and_has_waited_is_due() -> None:
-    assert is_due("pending", None, now=5)
-    assert is_due("pending", 5, now=5)
-    assert not is_due("pending", 6, now=5)
-    assert not is_due("dead", None, now=5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import os
 import threading
 from uuid import UUID
 
-__all__ = ["owner_id", "uuid7", "uuid7_bytes", "uuid_bytes", "uuid_text", "v8"]
+__all__ = ["owner_id", "uuid7", "uuid7_bytes", "uuid_text", "v8"]
 
 _COUNTER_BITS = 74
 _COUNTER_MAX = (1 << _COUNTER_BITS) - 1
@@ -83,15 +83,6 @@ def uuid_text(raw: bytes) -> str:
     """Return 16 bytes in canonical UUID text."""
     digits = raw.hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def uuid_bytes(text: str) -> bytes | None:
-    """Return the 16 bytes of a UUID in canonical text (lower case, dashes), else None."""
-    try:
-        raw = bytes.fromhex(text.replace("-", ""))
-    except ValueError:
-        return None
-    return raw if len(raw) == 16 and uuid_text(raw) == text else None
 
 
 def owner_id(now: int) -> str:

@@ -1,23 +1,17 @@
 """Lease arithmetic: when an owner counts as dead, and when it may no longer start anything.
 
-Instants and durations are microseconds. This module is pure: it is told the time, and what the kernel
-says of a lock.
+Instants and durations are microseconds. Leases count where the kernel cannot tell: an owner whose lock is held is
+alive, and one whose lock is free is dead, whatever any clock says.
 
 Invariants:
-    - A held lock is alive and a free one is dead, whatever any clock says.
     - An owner stops starting effects before anybody may take it for dead by its lease.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-__all__ = ["Lease", "LockState", "is_dead"]
-
-LockState = Literal["held", "free", "unknown"]
-"""What `flock` says of an owner's file; `unknown`: it is not on this machine, or locks are not to be had."""
+__all__ = ["Lease", "is_over"]
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -32,30 +26,11 @@ class Lease(msgspec.Struct, frozen=True):
     length: int
 
     @property
-    def until(self) -> int:
-        """When others may take the owner for dead."""
-        return self.renewed_at + self.length
-
-    @property
     def stale_at(self) -> int:
         """When the owner must not start effects any more: two thirds of the way."""
         return self.renewed_at + self.length * 2 // 3
 
-    def may_start(self, now: int) -> bool:
-        """Whether an effect may start now. A clock that went back behind the renewal proves nothing."""
-        return self.renewed_at <= now < self.stale_at
 
-    def is_over(self, now: int) -> bool:
-        """Whether others may take the owner for dead."""
-        return now >= self.until
-
-    def renew(self, now: int) -> Lease:
-        """Return the lease after a renewal that was sent at `now`."""
-        return Lease(now, self.length)
-
-
-def is_dead(lock: LockState, lease_until: int, now: int) -> bool:
-    """Decide whether an owner is dead: by the kernel where it knows, else by the lease."""
-    if lock == "unknown":
-        return now >= lease_until
-    return lock == "free"
+def is_over(until: int | None, now: int) -> bool:
+    """Whether others may take an owner for dead whose lease ends then; None: its row is gone."""
+    return until is None or until <= now

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from holdfast.core.lease import is_over
 from holdfast.core.loops import spawn
 from holdfast.execution import journal
 from holdfast.execution.context import unavailable
@@ -28,7 +29,7 @@ def owner_alive(engine: Holdfast, row: Row) -> bool:
         case Dead(lock):
             lock.release()
             return False
-    return row.lease_until is not None and row.lease_until > engine.clock.now()
+    return not is_over(row.lease_until, engine.clock.now())
 
 
 def owner_dead(engine: Holdfast, row: Row) -> tuple[Lock | None, bool]:
@@ -42,7 +43,7 @@ def owner_dead(engine: Holdfast, row: Row) -> tuple[Lock | None, bool]:
             return None, False
         case Dead(lock):
             return lock, True
-    return None, row.lease_until is None or row.lease_until <= engine.clock.now()
+    return None, is_over(row.lease_until, engine.clock.now())
 
 
 async def settle_kept(engine: Holdfast, id: str, pk: int) -> bool:

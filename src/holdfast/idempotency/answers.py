@@ -33,7 +33,7 @@ from holdfast.idempotency.values import (
     TombstoneReason,
 )
 
-__all__ = ["SITUATIONS", "Refusal", "Situation", "answer", "error_class", "first_run", "marker", "status_of"]
+__all__ = ["SITUATIONS", "Refusal", "Situation", "answer", "first_run", "marker", "status_of"]
 
 _SLICE: Final = "idempotency."
 
@@ -422,9 +422,3 @@ def first_run(
     if not added:
         return [field for field in headers if field[0].lower() not in fields.OURS]
     return fields.without(headers, *fields.OURS, *(name for name, _ in added)) + added
-
-
-def error_class(code: str) -> type[IdempotencyError] | None:
-    """Return what a problem's code is raised as; None for a code that is not ours, or raises nothing."""
-    situation = SITUATIONS.get(code)
-    return situation.error if situation else None

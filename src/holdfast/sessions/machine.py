@@ -22,7 +22,7 @@ from holdfast.sessions.values import SessionKey
 
 __all__ = [
     "BACKOFF_US_MAX", "Conflict", "Dead", "Decision", "DeriveState", "Gone", "Proceed", "Recorded", "Replay", "Retry",
-    "after_failure", "captured_time", "decide", "is_due", "locks", "past_retention",
+    "after_failure", "captured_time", "decide", "locks", "past_retention",
 ]  # fmt: skip
 
 DeriveState: TypeAlias = Literal["pending", "derived", "unparsed", "refused", "dead"]
@@ -108,11 +108,6 @@ def after_failure(attempts: int, *, attempts_max: int, backoff_us: int, now: int
     if tried >= attempts_max:
         return Dead(tried)
     return Retry(tried, now + min(backoff_us << min(tried - 1, 40), BACKOFF_US_MAX))
-
-
-def is_due(state: DeriveState, retry_at: int | None, *, now: int) -> bool:
-    """Say whether an event waits for being folded in, and has waited long enough."""
-    return state == "pending" and (retry_at is None or retry_at <= now)
 
 
 def captured_time(sent: int | None, *, received_at: int) -> tuple[int, bool]:
