@@ -1,6 +1,6 @@
 """A program of every class and policy, killed with SIGKILL at random moments until it is through (DA-24).
 
-Ten seeds always; the thousand of the promise under the marker `torture`, which `make torture` asks for.
+A few dozen seeds always; the thousand of the promise under the marker `torture`, which `make torture` asks for.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def torture(ledger: str, folder: Path, first: int, count: int) -> int:
     return sum(told.values())
 
 
-@pytest.mark.parametrize("first", [10_000])
+@pytest.mark.parametrize("first", [10_000, 20_000])
 def test_every_class_and_policy_survives_random_kills(ledger: str, tmp_path: Path, first: int) -> None:
-    assert torture(ledger, tmp_path, first, 10) >= 3
+    assert torture(ledger, tmp_path, first, 15) > 15
 
 
 @pytest.mark.torture

@@ -40,7 +40,7 @@ def run(coroutine: Any) -> None:
         runner.run(coroutine)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(requests, chunks, st.booleans()), min_size=1, max_size=4), forms)
 def test_any_request_is_answered_or_its_client_has_left(drawn: list[Any], form: Any) -> None:
     async def check() -> None:
@@ -87,7 +87,7 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(heads, pieces, extras, st.integers(0, 3), ends, policies)
 def test_any_orderly_response_reaches_the_client_byte_by_byte(
     head: Any, parts: list[bytes], extra: Any, where: int, end: str, rule: RouteRule
