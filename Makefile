@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 ROUNDS ?= 1000
-OF ?= durable idempotency lifecycle
+OF ?= durable idempotency lifecycle sessions
 ARGS ?=
 
 VENV := .venv/bin
