@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -583,3 +584,19 @@ async def test_scope_is_reduced_while_the_application_runs_and_restored_after() 
         assert made.scope == before | {"endpoint": "found"}
         assert made.scope["extensions"] is extensions
         assert made.scope["headers"] is before["headers"]
+
+
+async def test_a_request_leaves_nothing_behind_that_only_the_collector_finds() -> None:
+    """Rings of objects are swept late: until then no memory is used twice, and every request pays for the sweep."""
+    async with guarded(Counting(), ":memory:") as site:
+        await site.ask("the first one opens the ledger")
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(20):
+                key = f"request-number-{number:04d}"
+                assert (await site.ask(key)).status == 201
+                assert (await site.ask(key)).replayed
+            assert gc.collect() < 20, "a ring in every request would be at least two objects each"
+        finally:
+            gc.enable()

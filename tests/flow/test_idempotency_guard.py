@@ -806,7 +806,7 @@ async def test_metrics_count_what_is_under_way(
         now = trace.snapshot()
         assert now["holdfast_idempotency_in_flight"][()] == before["holdfast_idempotency_in_flight"][()] + 1
         await it.guard.settle(held, CREATED)
-        it.guard.events.decision("proceed", method="POST", route="/orders", status=201, latency_us=5)
+        it.guard.events.decision("proceed", "/orders", lambda: events.IdempotencyEvent(kind="proceed", at=0))
         it.guard.events.handled("/orders", 0.5)
         now = trace.snapshot()
         assert now["holdfast_idempotency_in_flight"] == before["holdfast_idempotency_in_flight"]

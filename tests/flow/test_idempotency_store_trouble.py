@@ -66,7 +66,7 @@ async def test_a_claim_whose_answer_was_lost_is_asked_again(it: Wired) -> None:
     it.line.deaf = 1
     held = await it.held()
     assert held.attempt == 1
-    assert it.line.calls.count("keys.claim") == 2
+    assert sum(call in ("keys.claim", "keys.make") for call in it.line.calls) == 2
     assert it.line.deaf == 0
     assert await it.guard.settle(held, CREATED)
     assert await it.count() == 1

@@ -76,9 +76,10 @@ def two_ids(bench: Bench, number: int) -> list[bytes]:
 
 
 @shared
-async def test_of_fifty_claims_at_once_one_proceeds(handles: list[Database]) -> None:
+@pytest.mark.parametrize("new", [False, True])
+async def test_of_fifty_claims_at_once_one_proceeds(handles: list[Database], new: bool) -> None:
     claim = Bench(handles[0]).claim()
-    assert await at_once(handles, [another(claim) for _ in range(50)]) == {"P(1)": 1, "InFlight": 49}
+    assert await at_once(handles, [another(claim) for _ in range(50)], new=new) == {"P(1)": 1, "InFlight": 49}
 
 
 @shared
@@ -302,6 +303,8 @@ async def test_a_lookup_adds_nothing_to_the_log_and_waits_for_no_writer(
         for _ in range(50):
             async with db.read() as tx, asyncio.timeout(5):
                 assert isinstance(await keys.lookup(tx, subject.again(), now=NOW), Replay)
+            async with asyncio.timeout(5):
+                assert isinstance(await keys.lookup(Statements(db), subject.again(), now=NOW), Replay)
     after = log.stat().st_size  # noqa: ASYNC240 - quick
     assert after - before < 3 * 4200, "only the other's own page"
 
@@ -309,16 +312,21 @@ async def test_a_lookup_adds_nothing_to_the_log_and_waits_for_no_writer(
 # --- acknowledgements ---------------------------------------------------------------------------------
 
 
-async def test_a_claim_whose_acknowledgement_is_lost_is_found_again(db: Database, bench: Bench) -> None:
+@pytest.mark.parametrize("new", [False, True])
+async def test_a_claim_whose_acknowledgement_is_lost_is_found_again(
+    db: Database,
+    bench: Bench,
+    new: bool,
+) -> None:
     """HA-33, beneath the guard."""
     claim = bench.claim()
     losing = CrashingDatabase(db, 1, "after_ack_lost", failure=Unavailable("the connection broke"))
     with pytest.raises(Unavailable):
-        await attempt(losing, claim)
-    assert told(await attempt(losing, another(claim))) == "InFlight"
-    decision = await attempt(losing, claim)
+        await attempt(losing, claim, new=new)
+    assert told(await attempt(losing, another(claim), new=new)) == "InFlight"
+    decision = await attempt(losing, claim, new=new)
     assert told(decision) == "P(1)"
-    assert decision == await attempt(losing, claim)
+    assert decision == await attempt(losing, claim, new=not new)
 
 
 @pytest.mark.parametrize("column", ["rerun", "released", "expired tombstone"])
@@ -432,10 +440,23 @@ async def test_live_claims_of_one_principal_are_counted(db: Database, bench: Ben
     assert told(await attempt(db, mine[4], **late, in_flight_max=3)) == "P(1)", "lapsed claims do not count"
 
 
+async def test_a_key_that_is_taken_to_be_new_is_decided_about_like_any_other(db: Database, bench: Bench) -> None:
+    for state, decision in (
+        ("completed", "Replay"), ("unknown", "Conflict(unknown)"), ("released", "P(2)"), ("reserved", "InFlight"),
+    ):  # fmt: skip
+        subject = await bench.make(state)
+        assert told(await attempt(db, subject.again(), new=True)) == decision, state
+
+
+@pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("store", ["sqlite-memory", "sqlite-file"], indirect=True)
-async def test_on_sqlite_the_quota_is_exact_under_concurrency(db: Database, bench: Bench) -> None:
+async def test_on_sqlite_the_quota_is_exact_under_concurrency(
+    db: Database,
+    bench: Bench,
+    new: bool,
+) -> None:
     claims = [bench.claim(scope_ids=(b"s" * 16,)) for _ in range(30)]
-    assert await at_once([db], claims, in_flight_max=7) == {"P(1)": 7, "Conflict(quota)": 23}
+    assert await at_once([db], claims, in_flight_max=7, new=new) == {"P(1)": 7, "Conflict(quota)": 23}
 
 
 async def test_new_keys_in_an_hour_and_stored_bytes_are_counted(db: Database, bench: Bench) -> None:

@@ -195,10 +195,10 @@ async def test_branches_part_where_two_turns_do(db: Database) -> None:
             [4, 4],
         )
         a, b = (bytes.fromhex(leaf.hash) for leaf in shown.leaves)
-        differ = await reading.difference(tx, ORG, ids(found.id), (a, b), nodes_max=99)
+        differ = await reading.difference(tx, ORG, ids(found.id), (a, b))
         assert differ is not None
         assert {name: len(each) for name, each in differ.items()} == {"common": 2, "a": 2, "b": 2}
-        assert await reading.difference(tx, ORG, ids(found.id), (a, bytes(32)), nodes_max=99) is None
+        assert await reading.difference(tx, ORG, ids(found.id), (a, bytes(32))) is None
         assert (await reading.branches(tx, ORG, ids(found.id), nodes_max=2)).truncated
         node = await reading.get_node(tx, ORG, bytes.fromhex(shown.forks[0].hash))
         assert node is not None
@@ -211,7 +211,7 @@ async def test_a_session_is_shown_by_the_name_it_was_given(db: Database) -> None
     assert await changing.rename(db, ORG, ids(before.id), "mine", actor="me")
     [after] = (await page(db)).items
     assert (after.display_name, after.title) == ("mine", "mine")
-    assert after.etag != before.etag
+    assert after.row_hash != before.row_hash
     more = Call("anthropic", ask("more"), answer("x", "more"), session=session("s0", "codex"))
     await told(db, [event(more, "more", NOON)])
     assert (await page(db)).items[0].display_name == "mine"

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import ConfigError
+from holdfast.idempotency import fingerprint as fingerprints
 from holdfast.idempotency.errors import RecordUnreadable, RequestInvalid
 from holdfast.idempotency.fingerprint import (
     Hasher,
+    Recipe,
+    Recipes,
     RequestParts,
     canonical_json,
     content_type,
@@ -101,7 +104,7 @@ def test_a_version_from_later_is_not_guessed_at() -> None:
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
 def test_chunks_make_no_difference(body: bytes, cuts: list[int]) -> None:
-    hasher = Hasher(replace(PUBLISHED, body=b""))
+    hasher = Hasher(Recipe(replace(PUBLISHED, body=b"")))
     assert hasher.streams
     edges = [0, *sorted(cuts), len(body)]
     for begin, end in itertools.pairwise(edges):
@@ -110,7 +113,7 @@ def test_chunks_make_no_difference(body: bytes, cuts: list[int]) -> None:
 
 
 def test_a_form_is_made_from_the_whole_body() -> None:
-    hasher = Hasher(replace(PUBLISHED, form="json", body=b"ignored"))
+    hasher = Hasher(Recipe(replace(PUBLISHED, form="json", body=b"ignored")))
     assert not hasher.streams
     hasher.update(b'{"amount"')
     assert hasher.finish(b'{"amount" : 5}') == fingerprint(replace(PUBLISHED, form="json"))
@@ -181,6 +184,35 @@ def test_without_a_raw_path_the_decoded_one_is_encoded(path: str, raw: bytes) ->
     scope = {"method": "POST", "path": path}
     assert parts_of(scope, [], RouteRule(), CONFIG).raw_path == raw
     assert parts_of({**scope, "raw_path": None}, [], RouteRule(), CONFIG).query == b""
+
+
+def test_requests_that_differ_in_their_bodies_alone_share_a_recipe() -> None:
+    recipes, rule = Recipes(CONFIG), RouteRule(body="json")
+    scope = {"method": "POST", "path": "/orders", "raw_path": b"/orders", "query_string": b""}
+    plain = [(b"content-type", b"application/json")]
+    recipe = recipes.find(scope, plain, [], rule)
+    assert recipes.find(dict(scope), list(plain), [], rule) is recipe
+    assert recipe.form == "json"
+    assert Hasher(recipe).finish(b"{}") == fingerprint(replace(parts_of(scope, plain, rule, CONFIG), body=b"{}"))
+    for other in ({"method": "PATCH"}, {"path": "/a", "raw_path": b"/a"}, {"query_string": b"a=1"}):
+        assert Hasher(recipes.find(scope | other, plain, [], rule)).finish(b"{}") != Hasher(recipe).finish(b"{}")
+    assert recipes.find(scope, plain, [], RouteRule()).form == "raw"
+
+
+def test_recipes_that_hold_what_may_be_secret_or_long_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = Recipes(CONFIG)
+    scope = {"method": "POST", "path": "/orders", "raw_path": b"/orders"}
+    listed = [(b"if-match", b'"a"')]
+    recipe = recipes.find(scope, [], listed, RouteRule())
+    assert recipe.parts.headers[0] == (b"if-match", (b'"a"',))
+    assert recipes.find(scope, [], listed, RouteRule()) is not recipe
+    long = scope | {"query_string": b"x" * 1000}
+    assert recipes.find(long, [], [], RouteRule()) is not recipes.find(long, [], [], RouteRule())
+    assert recipes.find(scope, [], [], RouteRule(body=lambda parts: parts.body)).form == "custom"
+    monkeypatch.setattr(fingerprints, "USUAL_MAX", 1)
+    first = recipes.find(scope, [], [], RouteRule())
+    recipes.find(scope | {"method": "PATCH"}, [], [], RouteRule())
+    assert recipes.find(scope, [], [], RouteRule()) is not first
 
 
 def test_a_body_is_not_shown() -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from holdfast.idempotency.declare import Rulebook
 from holdfast.idempotency.exchange import Exchange, respond
+from holdfast.idempotency.fingerprint import Recipes
 from holdfast.idempotency.request import FieldNames, Site
 from holdfast.idempotency.rules import RouteRule, route_path
 from holdfast.idempotency.run import IN_SCOPE
@@ -59,19 +60,18 @@ class IdempotencyMiddleware:
         self._names = FieldNames(guard.config)
         config = guard.config
         adds = config.mark_first or config.echo_key or config.expires_header
-        self._site = Site(app, guard, self._names, adds)
+        self._site = Site(app, guard, Recipes(config), adds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or IN_SCOPE in scope:
             await self.app(scope, receive, send)
         elif self._policy_path is not None and _asks_for(scope, self._policy_path):
             await respond(send, _policy(self.guard, scope["method"]))
-        elif not (keyed := self._names.keyed(scope["headers"])) and not self.rulebook.demanding:
-            await self.app(scope, receive, send)
         else:
-            covered = self.rulebook.find(scope)
-            if covered is not None and (covered.rule.key in KEYED if keyed else covered.rule.key == "required"):
-                await Exchange(self._site, covered, scope, receive, send).conduct(keyed=keyed)
+            shape = self._names.shape(scope["headers"])
+            covered = self.rulebook.find(scope) if shape.keyed or self.rulebook.demanding else None
+            if covered is not None and (covered.rule.key in KEYED if shape.keyed else covered.rule.key == "required"):
+                await Exchange(self._site, covered, shape, scope, receive, send).conduct()
             else:
                 await self.app(scope, receive, send)
 

@@ -20,10 +20,11 @@ from holdfast.core.errors import StoreError
 from holdfast.core.loops import Loop
 from holdfast.idempotency.errors import StoreUnavailable
 from holdfast.idempotency.identity import derived_key
+from holdfast.idempotency.reservation import Claim
+from holdfast.idempotency.rows import FP_VERSION
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
-    from holdfast.idempotency import keys
     from holdfast.idempotency.events import Observer
     from holdfast.idempotency.identity import Names
     from holdfast.idempotency.rules import RouteRule
@@ -39,27 +40,18 @@ IDLE_S = 10.0
 points.register("keys.renewed")
 
 
-class Ticket:
-    """A keyed request as the ledger knows it. Made by `Idempotency.ticket`.
+class Ticket(Claim):
+    """A keyed request as the ledger knows it. Made by `Idempotency.ticket`, and signed by the guard once that is open.
 
     Attributes:
-        key_ids: What the record is looked up by, one for each accepted secret; the first is written.
-        scope_ids: What names the principal, one for each accepted secret.
-        fingerprint: What the request must not differ in.
-        claim_id: This request's own id; a repeated claim is known by it.
         rule: What holds for it.
         names: Names keys and operations of whoever asks.
         key: The key as parsed; never shown.
-        method: The request's method, or `CALL`.
-        route: The rule's path, else the endpoint's, else `*`.
-        first_sent_at: `Idempotency-First-Sent`, in microseconds, if it was sent.
-        claim: What is written, once the ledger is open.
     """
 
-    __slots__ = (
-        "claim", "claim_id", "fingerprint", "first_sent_at", "key", "key_ids", "method", "names", "route", "rule",
-        "scope_ids",
-    )  # fmt: skip
+    __slots__ = ("key", "names", "rule")
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __init__(  # noqa: PLR0913 - what a request is known by, by name
         self,
@@ -67,7 +59,6 @@ class Ticket:
         names: Names,
         key_ids: tuple[bytes, ...],
         fingerprint: bytes,
-        claim_id: bytes,
         rule: RouteRule,
         key: str,
         method: str,
@@ -76,15 +67,20 @@ class Ticket:
     ) -> None:
         self.key_ids = key_ids
         self.scope_ids = names.scope_ids
+        self.record_id = self.claim_id = b""
+        self.owner = ""
         self.fingerprint = fingerprint
-        self.claim_id = claim_id
+        self.fp_version = FP_VERSION
+        self.method = method
+        self.route = route
+        self.mode = rule.mode
+        self.on_lapse = rule.on_lapse
+        self.irreversible = False
+        self.execution_id = None
+        self.first_sent_at = first_sent_at
         self.rule = rule
         self.names = names
         self.key = key
-        self.method = method
-        self.route = route
-        self.first_sent_at = first_sent_at
-        self.claim: keys.Claim | None = None
 
     @property
     def key_id(self) -> bytes:
@@ -110,6 +106,7 @@ class Held:
 
     Attributes:
         ticket: What it was claimed for.
+        key_id: What the record is looked up by.
         fence: Names it in every later write.
         attempt: 1 for the first run.
         record_id: Names the operation; equal over attempts.
@@ -123,12 +120,13 @@ class Held:
     """
 
     __slots__ = (
-        "_heard", "_lost", "attempt", "due", "ended", "fence", "irreversible", "lease_s", "record_id",
+        "_heard", "_lost", "attempt", "due", "ended", "fence", "irreversible", "key_id", "lease_s", "record_id",
         "settling", "ticket", "won",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, proceed: Proceed, *, due: float = 0.0) -> None:
         self.ticket = ticket
+        self.key_id = ticket.key_ids[0]
         self.fence = proceed.fence
         self.attempt = proceed.attempt
         self.record_id = proceed.record_id
@@ -139,11 +137,6 @@ class Held:
         self.ended = self.won = False
         self._lost = False
         self._heard: list[Callable[[], object]] | None = None
-
-    @property
-    def key_id(self) -> bytes:
-        """What the record is looked up by."""
-        return self.ticket.key_ids[0]
 
     @property
     def lost(self) -> bool:

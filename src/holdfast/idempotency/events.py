@@ -106,28 +106,11 @@ class Observer:
         self._weak_at: float | None = None
         _observers.add(self)
 
-    def decision(  # noqa: PLR0913 - an event's parts, by name
-        self,
-        kind: DecisionKind,
-        *,
-        method: str,
-        route: str,
-        status: int | None,
-        code: str | None = None,
-        key_ref: str | None = None,
-        scope_ref: str | None = None,
-        attempt: int | None = None,
-        latency_us: int | None = None,
-    ) -> None:
-        """Tell how a keyed or refused request was decided; once for each."""
+    def decision(self, kind: DecisionKind, route: str, event: Callable[[], IdempotencyEvent]) -> None:
+        """Tell how a keyed or refused request was decided; once for each. `event` makes what `on_event` is told."""
         _requests.add(1, route, kind)
         if self._on_event is not None:
-            self._emit(
-                IdempotencyEvent(
-                    kind=kind, at=self.clock.now(), method=method, route=route, status=status, code=code,
-                    key_ref=key_ref, scope_ref=scope_ref, attempt=attempt, latency_us=latency_us,
-                )
-            )  # fmt: skip
+            self._emit(event())
 
     def notice(
         self,

@@ -20,16 +20,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import inspect
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from holdfast.core.clock import micros
 from holdfast.core.errors import LeaseLost, StoreError
 from holdfast.core.points import Crashed
-from holdfast.idempotency import headers as fields
-from holdfast.idempotency import identity, transaction
+from holdfast.idempotency import headers, identity, transaction
 from holdfast.idempotency.answers import Refusal, answer, first_run
 from holdfast.idempotency.claims import Held
 from holdfast.idempotency.errors import (
@@ -39,20 +38,22 @@ from holdfast.idempotency.errors import (
     RequestTooLarge,
     StoreUnavailable,
 )  # fmt: skip
+from holdfast.idempotency.events import IdempotencyEvent
 from holdfast.idempotency.idem import Idem, entered
 from holdfast.idempotency.machine import classify_end, unknown_reason
-from holdfast.idempotency.request import Reading, prove, too_long
-from holdfast.idempotency.run import IN_SCOPE, Run
-from holdfast.idempotency.unit import Ending, pick
-from holdfast.idempotency.values import Completed, Conflict, InFlight, Replay, State
+from holdfast.idempotency.request import Reading, proven, too_long
+from holdfast.idempotency.responder import Responder
+from holdfast.idempotency.run import IN_SCOPE, Runs, interruptible, play
+from holdfast.idempotency.unit import pick
+from holdfast.idempotency.values import Completed, Conflict, InFlight, Principal, Replay, State
 
 if TYPE_CHECKING:
     from holdfast.idempotency.claims import Ticket
     from holdfast.idempotency.declare import Covered
     from holdfast.idempotency.events import DecisionKind
-    from holdfast.idempotency.request import Message, Receive, Scope, Send, Site
-    from holdfast.idempotency.responder import Responder
-    from holdfast.idempotency.values import Headers, KeyRecord, Outcome, Principal
+    from holdfast.idempotency.request import Message, Receive, Scope, Send, Shape, Site
+    from holdfast.idempotency.unit import Ending
+    from holdfast.idempotency.values import Headers, KeyRecord, Outcome
 
 __all__ = ["Exchange", "respond"]
 
@@ -71,47 +72,45 @@ CONFLICTS: dict[str, tuple[DecisionKind, str]] = {
 
 
 class Exchange:
-    """A request that a rule covers and that has a key, or lacks one that is required."""
+    """A request that a rule covers and that has a key, or lacks one that is required.
 
-    __slots__ = (
-        "_attempt", "_began", "_clock", "_code", "_entered", "_guard", "_headers", "_key", "_kind", "_principal",
-        "_reading", "_receive", "_route", "_rule", "_scope", "_send", "_site", "_status", "_ticket", "_told",
-    )  # fmt: skip
+    Attributes:
+        send: The server's.
+    """
 
-    def __init__(self, site: Site, covered: Covered, scope: Scope, receive: Receive, send: Send) -> None:
+    _entered: float | None = None
+    _key: str | None = None
+    _principal: Principal | None = None
+    _reading: Reading | None = None
+    _ticket: Ticket | None = None
+    _kind: DecisionKind = "refused"
+    _status: int | None = None
+    _code: str | None = None
+    _attempt: int | None = None
+    _told = False
+
+    def __init__(self, site: Site, covered: Covered, shape: Shape, scope: Scope, receive: Receive, send: Send) -> None:
         self._site = site
         self._guard = guard = site.guard
         self._rule = covered.rule
         self._route = covered.route
         self._scope = scope
         self._receive = receive
-        self._send = send
+        self.send = send
+        self._shape = shape
         # Copied once: trailers that a server appends while the body arrives are no headers.
-        self._headers: Headers = site.names.telling(scope["headers"])
+        self._headers: Headers = list(scope["headers"])
         self._clock = guard.clock
         self._began = self._clock.monotonic()
-        self._entered: float | None = None
-        self._key: str | None = None
-        self._principal: Principal | None = None
-        self._reading: Reading | None = None
-        self._kind: DecisionKind = "refused"
-        self._status: int | None = None
-        self._code: str | None = None
-        self._ticket: Ticket | None = None
-        self._attempt: int | None = None
-        self._told = False
 
-    async def conduct(self, *, keyed: bool) -> None:
+    async def conduct(self) -> None:
         """Answer the request.
-
-        Args:
-            keyed: Whether it has a key.
 
         Raises:
             BaseException: What the application, or its `principal`, raised.
         """
         try:
-            asked = await self._ask(keyed=keyed)
+            asked = await self._ask()
             if asked is None:
                 await self._leave()
             elif isinstance(asked, Refusal):
@@ -126,29 +125,38 @@ class Exchange:
         finally:
             if self._reading is not None:
                 self._reading.close()
-            self._tell()
+            if not self._told:
+                self._tell()
 
     # --- steps 2 to 6
 
-    async def _ask(self, *, keyed: bool) -> Ticket | Refusal | None:
+    async def _ask(self) -> Ticket | Refusal | None:
         """Return what is asked for, or why it is refused; None: the client left."""
         rule, guard = self._rule, self._guard
-        if not keyed:
+        if not self._shape.keyed:
             return Refusal("key_missing")
         if rule.key == "forbidden":
             return Refusal("key_forbidden")
         try:
-            keys, sent, length = self._site.names.sort(self._headers)
-            key = identity.parse_key(keys, guard.config)
+            shape, config = self._shape, guard.config
+            if shape.key is not None:
+                key: str | None = identity.decoded_key(self._headers[shape.key][1], config)
+            else:
+                key = identity.parse_key(self._chosen(shape.keys), config)
             assert key is not None, "one of its fields is the key's"
-            first_sent_at = identity.parse_first_sent(sent, now=guard.clock.now()) if sent else None
-            self._key, self._principal = key, await prove(guard.config, self._scope)
-            if length and too_long(length, rule.request_bytes_max):
+            first_sent_at = None
+            if shape.sent:
+                first_sent_at = identity.parse_first_sent(self._chosen(shape.sent), now=self._clock.now())
+            told = config.principal(self._scope)
+            if not isinstance(told, (Principal, str)) and inspect.isawaitable(told):
+                told = await told
+            self._key, self._principal = key, proven(told)
+            if too_long(self._chosen(shape.lengths), rule.request_bytes_max):
                 return self._too_large()
-            reading = self._reading = Reading(
-                self._receive, self._scope, self._headers, rule=rule, config=guard.config, clock=guard.clock
-            )
-            if not await reading.read():
+            recipe = self._site.recipes.find(self._scope, self._chosen(shape.plain), self._chosen(shape.listed), rule)
+            reading = self._reading = Reading(self._receive, recipe, rule=rule, config=config, clock=self._clock)
+            whole = reading.read()
+            if not (whole if isinstance(whole, bool) else await whole):
                 return None
             if not reading.whole:
                 return self._too_large()
@@ -163,39 +171,42 @@ class Exchange:
         )  # fmt: skip
         return self._ticket
 
+    def _chosen(self, places: tuple[int, ...]) -> Headers:
+        """The fields at some places."""
+        headers = self._headers
+        return [(headers[at][0], headers[at][1]) for at in places] if places else []
+
     # --- steps 7 and 8
 
     async def _decide(self, ticket: Ticket) -> None:
+        """Look up, or claim, or wait for, the key; and do what follows."""
+        guard, sent_at = self._guard, ticket.first_sent_at
+        found: Held | Found | Refusal | None
         try:
-            found = await self._find(ticket)
+            if sent_at is not None and self._is_late(ticket, sent_at):
+                found = await guard.lookup(ticket) or Refusal("key_window_passed", key_ref=ticket.key_ref)
+            else:
+                found = await guard.claim(ticket)
+                if isinstance(found, InFlight) and self._rule.on_in_flight == "wait" and not guard.config.observe:
+                    found = await self._waited(ticket, found)
         except StoreUnavailable as error:
-            if self._rule.on_store_error == "open" and not self._guard.config.observe:
+            if self._rule.on_store_error == "open" and not guard.config.observe:
                 return await self._unprotected(ticket)
             return await self._refuse(self._refusal(error))
-        if found is None:
-            return await self._leave()
         if isinstance(found, Held):
             return await self._run(ticket, found)
-        return await self._answer(ticket, found)
+        return await (self._leave() if found is None else self._answer(ticket, found))
 
-    async def _find(self, ticket: Ticket) -> Held | Found | Refusal | None:
-        """Look up, or claim, or wait for, the key; None: the client left while it waited."""
-        if self._is_late(ticket):
-            known = await self._guard.lookup(ticket)
-            return known if known is not None else Refusal("key_window_passed", key_ref=ticket.key_ref)
-        found = await self._guard.claim(ticket)
-        if isinstance(found, InFlight) and self._rule.on_in_flight == "wait" and not self._guard.config.observe:
-            assert self._reading is not None
-            heard = self._reading.watch()
-            found = await self._guard.wait(ticket, found, gone=heard)
-            if isinstance(found, InFlight) and heard.done() and _is_disconnect(heard):
-                return None
-        return found
+    async def _waited(self, ticket: Ticket, found: InFlight) -> Held | Found | None:
+        """Wait for the key; None: the client left meanwhile."""
+        assert self._reading is not None
+        heard = self._reading.watch()
+        decided = await self._guard.wait(ticket, found, gone=heard)
+        return None if isinstance(decided, InFlight) and heard.done() and _is_disconnect(heard) else decided
 
-    def _is_late(self, ticket: Ticket) -> bool:
+    def _is_late(self, ticket: Ticket, sent_at: int) -> bool:
         """Say whether its outcome may have been forgotten already."""
-        sent_at = ticket.first_sent_at
-        return sent_at is not None and sent_at + micros(self._rule.ttl) < self._guard.clock.now()
+        return sent_at + micros(ticket.rule.ttl) < self._guard.clock.now()
 
     async def _answer(self, ticket: Ticket, found: Found | Refusal) -> None:
         """Answer from what is known, without running the application."""
@@ -222,10 +233,11 @@ class Exchange:
             wait = self._guard.retry_after(found, ticket) if when else None
             return answer(found, config, retry_after=wait, key_ref=ticket.key_ref)
         made = answer(found, config)
-        if fields.needs_transcoding(made, self._headers):
+        asked = self._headers
+        if headers.needs_transcoding(made, asked):
             if len(made.body) > TRANSCODE_BYTES:
-                return await asyncio.to_thread(fields.transcode, made, self._headers)
-            return fields.transcode(made, self._headers)
+                return await asyncio.to_thread(headers.transcode, made, asked)
+            return headers.transcode(made, asked)
         return made
 
     async def _may_see(self, record: KeyRecord) -> bool:
@@ -240,39 +252,31 @@ class Exchange:
 
     async def _run(self, ticket: Ticket, held: Held) -> None:
         self._note("proceed", attempt=held.attempt)
-        idem = Idem(self._guard, held)
-
-        async def end(ending: Ending) -> bool:
-            return await self._end(run, idem, held, ending)
-
-        async def refused() -> None:
-            await self._displaced(ticket, run)
-
-        run = self._new_run(ticket, refused)
+        assert self._reading is not None
+        site, idem = self._site, Idem(self._guard, held)
+        self._entered = self._clock.monotonic()
+        responder = Responder(
+            site, ticket, idem, send=self.send, end=partial(self._end, idem, held),
+            interrupt=interruptible(site, self._rule, held),
+        )  # fmt: skip
         try:
-            await run.attempt(idem, end, held)
+            await play(site, self._reading, idem, self._scope, responder, codings=self._shape.coding)
         except GeneratorExit:
             raise  # the loop is gone, and nothing can be awaited
         except BaseException as error:
-            if pick(error, Crashed) is not None or not await self._broke(run, idem, held, error):
+            if pick(error, Crashed) is not None or not await self._broke(responder, idem, held, error):
                 raise
         else:
-            responder = run.last
             await responder.turned()
             if not responder.ended:
                 await self._end_unfinished(responder, idem, held, "raised")
                 await responder.forward()
 
-    def _new_run(self, ticket: Ticket, refused: Callable[[], Awaitable[None]]) -> Run:
-        assert self._reading is not None
-        self._entered = self._clock.monotonic()
-        return Run(self._site, ticket, self._reading, scope=self._scope, send=self._send, refused=refused)
-
-    async def _end(self, run: Run, idem: Idem, held: Held, ending: Ending) -> bool:
+    async def _end(self, idem: Idem, held: Held, responder: Responder, ending: Ending) -> bool:
         """Make the outcome of a response durable; False: the claim is lost, and so is the response."""
         guard = self._guard
         self._ran()
-        self._status = run.last.status
+        self._status = responder.status
         if idem.result is not None and _differs(idem.result, ending.outcome):
             guard.events.notice("result_differs", held.ticket, attempt=held.attempt)
         kept = True
@@ -284,6 +288,9 @@ class Exchange:
             kept = await guard.settle(held, ending.outcome, ttl=ending.ttl) or guard.config.observe
         if kept:
             self._tell()
+        else:
+            responder.drop()
+            await self._displaced(held.ticket, responder)
         return kept
 
     async def _end_unfinished(
@@ -308,13 +315,13 @@ class Exchange:
             case "freeze":
                 await guard.settle(held, self._failed(held.ticket, end), ttl=idem.retention)
 
-    async def _broke(self, run: Run, idem: Idem, held: Held, error: BaseException) -> bool:
+    async def _broke(self, responder: Responder, idem: Idem, held: Held, error: BaseException) -> bool:
         """Let go of the key after the application raised; say whether the client was answered in its place."""
-        responder = run.last
         await responder.outlive()
         if responder.ended:
             return False
-        timed_out = isinstance(error, HandlerTimeout) and run.interrupted == "timeout"
+        struck = responder.interrupt.reason if responder.interrupt is not None else None
+        timed_out = isinstance(error, HandlerTimeout) and struck == "timeout"
         displaced = isinstance(error, LeaseLost) and held.lost
         await self._end_unfinished(responder, idem, held, "timeout" if timed_out else "raised")
         if responder.sent or not (timed_out or displaced):
@@ -324,15 +331,15 @@ class Exchange:
             return False
         responder.drop()
         if displaced:
-            await self._displaced(held.ticket, run)
+            await self._displaced(held.ticket, responder)
         else:
             self._note("proceed", code="handler_timeout", attempt=held.attempt)
             await self._send_answer(self._failed(held.ticket, "timeout"))
         return True
 
-    async def _displaced(self, ticket: Ticket, run: Run) -> None:
+    async def _displaced(self, ticket: Ticket, responder: Responder) -> None:
         """Answer from the record as it stands: the claim is lost, and the application's response with it."""
-        if run.last.sent:
+        if responder.sent:
             return  # what has left cannot be taken back
         try:
             found = _standing(await self._guard.record(ticket), ticket)
@@ -348,37 +355,36 @@ class Exchange:
     # --- step 9 in mode `transaction`
 
     async def _transact(self, ticket: Ticket) -> None:
-        async def refused() -> None:
-            """Never called: a unit's end raises."""
-
-        run = self._new_run(ticket, refused)
+        assert self._reading is not None
+        runs = Runs(self._site, ticket, self._reading, self._scope, self)
         try:
-            found = await transaction.conduct(self._guard, ticket, _Attempts(run, self._began_attempt, self._committed))
+            found = await transaction.conduct(self._guard, ticket, runs)
         except StoreUnavailable as error:
-            if error is run.failure:
+            if error is runs.failure:
                 raise
-            if self._rule.on_store_error == "open" and run.attempts == 0 and not self._guard.config.observe:
+            if self._rule.on_store_error == "open" and runs.attempts == 0 and not self._guard.config.observe:
                 return await self._unprotected(ticket)
-            if self._reading is not None:
-                self._reading.rewind()  # nothing of those runs was written or sent
+            self._reading.rewind()  # nothing of those runs was written or sent
             return await self._refuse(self._refusal(error))
         except HandlerTimeout as error:
-            if error is not run.failure or run.interrupted != "timeout" or run.last.sent:
+            if error is not runs.failure or not runs.timed_out:
                 raise
             self._note("proceed", code="handler_timeout", attempt=self._attempt)
             await self._send_answer(self._failed(ticket, "timeout"))
         else:
             if found is not None:
                 return await self._answer(ticket, found)
-            if run.responder is not None and not run.responder.ended:
-                self._status = run.responder.status
-                await run.responder.forward()
+            if runs.last is not None and not runs.last.ended:
+                self._status = runs.last.status
+                await runs.last.forward()
 
-    def _began_attempt(self, attempt: int) -> None:
+    def began(self, attempt: int) -> None:
+        """Note that an attempt of mode `transaction` begins."""
         self._entered = self._clock.monotonic()
         self._note("proceed", attempt=attempt)
 
-    def _committed(self, status: int | None) -> None:
+    def committed(self, status: int | None) -> None:
+        """Tell that it is committed, or was let go."""
         self._ran()
         self._status = status
         self._tell()
@@ -396,7 +402,7 @@ class Exchange:
                 self._status = message["status"]
                 headers = first_run(list(message.get("headers", ())), self._guard.config, key=ticket.key)
                 message = {**message, "headers": [*headers, UNPROTECTED]}
-            await self._send(message)
+            await self.send(message)
 
         self._scope[IN_SCOPE] = idem
         try:
@@ -412,7 +418,7 @@ class Exchange:
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._status = message["status"]
-            await self._send(message)
+            await self.send(message)
 
         self._scope[IN_SCOPE] = None
         try:
@@ -463,9 +469,9 @@ class Exchange:
     async def _send_answer(self, made: Completed) -> None:
         self._status = made.status
         if self._scope.get("http_version") in ("2", "3"):  # which have no such field
-            made = replace(made, headers=fields.without(made.headers, b"connection"))
+            made = replace(made, headers=headers.without(made.headers, b"connection"))
         self._tell()
-        await respond(self._send, made)
+        await respond(self.send, made)
 
     # --- what is told
 
@@ -478,12 +484,15 @@ class Exchange:
             self._entered = None
 
     def _tell(self) -> None:
-        if self._told:
-            return
-        self._told = True
-        key_ref, scope_ref = (None, None) if self._guard.config.on_event is None else self._refs()
-        self._guard.events.decision(
-            self._kind,
+        if not self._told:
+            self._told = True
+            self._guard.events.decision(self._kind, self._route, self._decision)
+
+    def _decision(self) -> IdempotencyEvent:
+        key_ref, scope_ref = self._refs()
+        return IdempotencyEvent(
+            kind=self._kind,
+            at=self._guard.clock.now(),
             method=self._scope["method"],
             route=self._route,
             status=self._status,
@@ -493,25 +502,6 @@ class Exchange:
             attempt=self._attempt,
             latency_us=int((self._clock.monotonic() - self._began) * 1_000_000),
         )
-
-
-class _Attempts:
-    """A `Run` whose attempts and whose commit are told of."""
-
-    __slots__ = ("_began", "_committed", "_run")
-
-    def __init__(self, run: Run, began: Callable[[int], None], committed: Callable[[int | None], None]) -> None:
-        self._run = run
-        self._began = began
-        self._committed = committed
-
-    async def attempt(self, idem: Idem, end: Callable[[Ending], Awaitable[None]]) -> None:
-        async def ended(ending: Ending) -> None:
-            await end(ending)
-            self._committed(self._run.last.status)
-
-        self._began(idem.attempt)
-        await self._run.attempt(idem, ended)
 
 
 async def respond(send: Send, response: Completed) -> None:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from holdfast.core.errors import ConfigError
@@ -31,7 +31,17 @@ from holdfast.idempotency.identity import framed, lp
 from holdfast.idempotency.rules import Body, IdempotencyConfig, RouteRule, Scope
 from holdfast.idempotency.values import Headers
 
-__all__ = ["DEPTH_MAX", "Hasher", "RequestParts", "canonical_json", "fingerprint", "multipart", "parts_of"]
+__all__ = [
+    "DEPTH_MAX",
+    "Hasher",
+    "Recipe",
+    "Recipes",
+    "RequestParts",
+    "canonical_json",
+    "fingerprint",
+    "multipart",
+    "parts_of",
+]
 
 VERSION: Final = 1
 DEPTH_MAX: Final = 64
@@ -45,7 +55,7 @@ _IDENTITY: Final = frozenset({b"", b"identity"})
 class RequestParts:
     """What of a request counts. Fields are as they were sent; `fingerprint` brings them to one form.
 
-    Made for every request, so not frozen; nobody changes one that is made.
+    Nobody changes one that is made.
 
     Attributes:
         method: As sent.
@@ -111,6 +121,67 @@ def _counting(
     return names | {name: name in names for name in (b"content-type", b"content-encoding")}, absent
 
 
+class Recipe:
+    """How requests that differ in their bodies alone are fingerprinted. Nobody changes one that is made.
+
+    Attributes:
+        parts: What counts; the body is left out.
+        form: What of the body is hashed: `raw`, `json`, `multipart` or `custom`.
+        head: What is hashed before that.
+    """
+
+    __slots__ = ("form", "head", "parts")
+
+    def __init__(self, parts: RequestParts) -> None:
+        self.parts = parts
+        self.form = _form(parts)
+        self.head = bytes((VERSION,)) + framed(
+            [
+                parts.method.encode("utf-8", "surrogatepass"),
+                parts.raw_path.partition(b"?")[0],
+                parts.query,
+                content_type(parts.content_type, parts.ignored),
+                parts.content_encoding.strip(b" \t"),
+                self.form.encode(),
+                *[framed((name, *values)) for name, values in parts.headers],
+            ]
+        )
+
+
+class Recipes:
+    """The recipes of an application's requests. Those of its usual ones are made once: they are of a few routes."""
+
+    def __init__(self, config: IdempotencyConfig) -> None:
+        self._config = config
+        self._usual: dict[tuple[object, ...], Recipe] = {}
+
+    def find(self, scope: Scope, plain: Headers, listed: Headers, rule: RouteRule) -> Recipe:
+        """Return the recipe of a request.
+
+        Args:
+            scope: The request's, as the server gave it.
+            plain: Its fields `Content-Type` and `Content-Encoding`.
+            listed: Those of its fields that the settings name; they may be secrets, so no memory is kept of them.
+            rule: The rule it is under.
+        """
+        if listed or callable(rule.body):
+            return Recipe(parts_of(scope, plain + listed, rule, self._config))
+        path, raw_path, query = scope["path"], scope.get("raw_path"), scope.get("query_string")
+        key = (scope["method"], path, raw_path, query, rule.body, *plain)
+        recipe = self._usual.get(key)
+        if recipe is None:
+            recipe = Recipe(parts_of(scope, plain, rule, self._config))
+            if len(path) + len(recipe.head) <= USUAL_BYTES_MAX:
+                if len(self._usual) >= USUAL_MAX:
+                    self._usual.clear()
+                self._usual[key] = recipe
+        return recipe
+
+
+USUAL_MAX, USUAL_BYTES_MAX = 1024, 512
+"""How many recipes are remembered, and how long path and head of one may be: strangers choose them."""
+
+
 class Hasher:
     """Fingerprints one request while its body arrives.
 
@@ -119,68 +190,44 @@ class Hasher:
             takes time for a large body.
     """
 
-    __slots__ = ("_form", "_parts", "_sum", "streams")
+    __slots__ = ("_recipe", "_sum", "streams")
 
-    def __init__(self, parts: RequestParts) -> None:
-        """Begin. The body of `parts` is not looked at."""
-        self._parts = parts
-        self._form = _form(parts)
-        self._sum = hashlib.sha256()
-        self.streams = self._form == "raw"
+    def __init__(self, recipe: Recipe) -> None:
+        """Begin."""
+        self._recipe = recipe
+        self._sum: Any = None
+        self.streams = recipe.form == "raw"
+
+    @property
+    def begun(self) -> bool:
+        """Whether any chunk was taken."""
+        return self._sum is not None
 
     def update(self, chunk: bytes) -> None:
         """Take the next chunk; without effect unless `streams`."""
         if self.streams:
+            if self._sum is None:
+                self._sum = hashlib.sha256()
             self._sum.update(chunk)
 
     def finish(self, body: bytes = b"") -> bytes:
-        """Return the fingerprint. Call once, after all chunks.
+        """Return the fingerprint. Call once.
 
         Args:
-            body: The whole body; not needed if `streams`.
+            body: The whole body; not looked at if chunks were taken before.
 
         Raises:
             RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
         """
-        if not self.streams:
-            self._sum.update(_canonical(replace(self._parts, body=body), self._form))
-        parts = self._parts
-        size = len(parts.raw_path) + len(parts.query) + len(parts.content_type) + len(parts.content_encoding)
-        usual = size <= USUAL_BYTES_MAX and not any(values for _, values in parts.headers)
-        head = (_usual_head if usual else _head)(
-            parts.method, parts.raw_path, parts.query, parts.content_type, parts.content_encoding, self._form,
-            parts.headers, parts.ignored,
-        )  # fmt: skip
-        return hashlib.sha256(head + self._sum.digest()).digest()
-
-
-def _head(  # noqa: PLR0913 - a key of the cache
-    method: str,
-    raw_path: bytes,
-    query: bytes,
-    kind: bytes,
-    coding: bytes,
-    form: str,
-    headers: tuple[tuple[bytes, tuple[bytes, ...]], ...],
-    ignored: frozenset[str],
-) -> bytes:
-    """What of a request is hashed before its body."""
-    return bytes((VERSION,)) + framed(
-        [
-            method.encode("utf-8", "surrogatepass"),
-            raw_path.partition(b"?")[0],
-            query,
-            content_type(kind, ignored),
-            coding.strip(b" \t"),
-            form.encode(),
-            *[framed((name, *values)) for name, values in headers],
-        ]
-    )
-
-
-_usual_head = lru_cache(maxsize=1024)(_head)
-"""Most requests of an application are of a few routes, and differ in their bodies."""
-USUAL_BYTES_MAX: Final = 256
+        recipe = self._recipe
+        if self._sum is not None:
+            content = self._sum.digest()
+        else:
+            form = recipe.form
+            if form != "raw":
+                body = _canonical(replace(recipe.parts, body=body), form)
+            content = hashlib.sha256(body).digest()
+        return hashlib.sha256(recipe.head + content).digest()
 
 
 def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:
@@ -194,9 +241,7 @@ def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:
         raise RecordUnreadable(
             f"fingerprints of version {version} are not known here", "upgrade Holdfast", code="idempotency.record_newer"
         )
-    hasher = Hasher(parts)
-    hasher.update(parts.body)
-    return hasher.finish(parts.body)
+    return Hasher(Recipe(parts)).finish(parts.body)
 
 
 def _form(parts: RequestParts) -> str:

@@ -26,7 +26,7 @@ from holdfast.core import points
 from holdfast.core.clock import SystemClock
 from holdfast.core.config import in_memory
 from holdfast.core.errors import ConfigError, StoreError
-from holdfast.core.loops import spawn
+from holdfast.core.loops import seen, spawn
 from holdfast.idempotency import claiming, identity, keys, machine, policy, settling
 from holdfast.idempotency import once as calls
 from holdfast.idempotency.claims import Held, Ticket
@@ -206,7 +206,7 @@ class Idempotency:
         opening = self._opening
         if opening is None or opening.done() or opening.get_loop() is not loop:
             opening = self._opening = spawn(self._make(), "holdfast idempotency open")
-            opening.add_done_callback(_seen)
+            opening.add_done_callback(seen)  # who waits for it has its failure; nobody may be left by then
         if not await self._clock.wait(opening, seconds):
             raise unavailable("the ledger was not opened in time", 0.0)
         return opening.result()
@@ -285,7 +285,6 @@ class Idempotency:
             names=names,
             key_ids=names.key_ids(key, route=(method, route) if rule.key_scope == "route" else None),
             fingerprint=fingerprint,
-            claim_id=os.urandom(16),
             rule=rule,
             key=key,
             method=method,
@@ -482,7 +481,7 @@ class Idempotency:
         opened = self._opened
         if opened is not None:
             opened.claims.leave(held)
-            if not opened.database_gone:
+            if opened.hints and not opened.database_gone:
                 opened.database.wake(keys.channel(held.key_id))
 
     # --- beside requests ---
@@ -550,9 +549,3 @@ class Idempotency:
             return known
         listed = (rule for rule in self._ruled if rule.path in (None, route))
         return next((rule for rule in listed if rule.methods is None or method in rule.methods), None)
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Whoever waits for it has its failure; nobody may be left when it fails."""
-    if not task.cancelled():
-        task.exception()

@@ -27,9 +27,9 @@ from holdfast.idempotency.rules import KEY_LENGTH_MAX, IdempotencyConfig, Scope
 from holdfast.idempotency.values import Principal
 
 __all__ = [
-    "FIRST_SENT", "Names", "derived_key", "execution_id", "framed", "key_id", "key_ref", "lp", "parse_first_sent",
-    "parse_key", "principal_from_peer", "principal_from_user", "principal_of", "record_id", "scope_id",
-    "shared_principal", "spellings", "weak_key",
+    "FIRST_SENT", "Names", "decoded_key", "derived_key", "execution_id", "framed", "key_id", "key_ref", "lp",
+    "parse_first_sent", "parse_key", "principal_from_peer", "principal_from_user", "principal_of", "record_id",
+    "scope_id", "shared_principal", "spellings", "weak_key",
 ]  # fmt: skip
 
 ID_BYTES = 16
@@ -68,14 +68,20 @@ def _pads(secret: bytes) -> tuple[bytes, bytes]:
     return bytes(byte ^ 0x36 for byte in key), bytes(byte ^ 0x5C for byte in key)
 
 
-def _mac(secret: bytes, message: bytes) -> bytes:
-    """HMAC-SHA-256. OpenSSL's own fetches its parts anew for every call, which costs three times as much."""
+def _begun(secret: bytes, message: bytes) -> tuple[bytes, bytes]:
+    """Begin HMAC-SHA-256. OpenSSL's own fetches its parts anew for every call, which costs three times as much."""
     inner, outer = _pads(secret)
-    return hashlib.sha256(outer + hashlib.sha256(inner + message).digest()).digest()
+    return inner + message, outer
+
+
+def _ended(begun: tuple[bytes, bytes], rest: bytes) -> bytes:
+    """End it with the rest of the message."""
+    inner, outer = begun
+    return hashlib.sha256(outer + hashlib.sha256(inner + rest).digest()).digest()
 
 
 def _keyed(secret: bytes, *parts: str | bytes) -> bytes:
-    return _mac(secret, lp(*parts))
+    return _ended(_begun(secret, lp(*parts)), b"")
 
 
 class Names:
@@ -85,28 +91,29 @@ class Names:
         scope_ids: `scope_id` under each secret, in their order.
     """
 
-    __slots__ = ("_key", "_principal", "_record", "_secrets", "scope_ids")
+    __slots__ = ("_keys", "_principal", "_record", "_secrets", "scope_ids")
 
     def __init__(self, secrets: Sequence[bytes], principal: Principal) -> None:
         who = (principal.tenant, principal.subject)
         self.scope_ids = tuple([scope_id(secret, principal) for secret in secrets])
         self._secrets = secrets
         self._principal = principal
-        self._key = lp("holdfast.key.v1", *who)
+        self._keys = [_begun(secret, lp("holdfast.key.v1", *who)) for secret in secrets]
         self._record = lp("holdfast.record.v1", *who)
 
     def key_ids(self, key: str, *, route: tuple[str, str] | None = None) -> tuple[bytes, ...]:
         """Return `key_id` under each secret."""
         if route is not None:
             return tuple([key_id(secret, self._principal, key, route=route) for secret in self._secrets])
-        message = self._key + framed((key.encode("utf-8", "surrogatepass"),))
-        if len(self._secrets) == 1:
-            return (_mac(self._secrets[0], message)[:ID_BYTES],)
-        return tuple([_mac(secret, message)[:ID_BYTES] for secret in self._secrets])
+        rest = framed((key.encode("utf-8", "surrogatepass"),))
+        if len(self._keys) == 1:
+            return (_ended(self._keys[0], rest)[:ID_BYTES],)
+        return tuple([_ended(begun, rest)[:ID_BYTES] for begun in self._keys])
 
     def record_id(self, secret: bytes, key: str, fingerprint: bytes) -> bytes:
         """Return `record_id`; the secret need not be one of ours."""
-        return _mac(secret, self._record + framed((key.encode("utf-8", "surrogatepass"), fingerprint)))[:ID_BYTES]
+        rest = framed((key.encode("utf-8", "surrogatepass"), fingerprint))
+        return _ended(_begun(secret, self._record), rest)[:ID_BYTES]
 
 
 def key_id(secret: bytes, principal: Principal, key: str, *, route: tuple[str, str] | None = None) -> bytes:
@@ -198,14 +205,20 @@ def parse_key(lines: Sequence[tuple[bytes, bytes]], config: IdempotencyConfig) -
             raise _invalid("the key header is spelled with an underscore", "spell it with hyphens")
     if not found:
         return None
-    keys = {_decoded(value, config) for value in found.values()}
-    if len(keys) > 1:
-        raise _invalid("two key headers disagree", "send one of them, or the same key in both")
-    return keys.pop()
+    first, *others = found.values()
+    key = decoded_key(first, config)
+    for other in others:
+        if decoded_key(other, config) != key:
+            raise _invalid("two key headers disagree", "send one of them, or the same key in both")
+    return key
 
 
-def _decoded(value: bytes, config: IdempotencyConfig) -> str:
-    """Decode one value of the key header: a Structured Field String, or the same without its quotes."""
+def decoded_key(value: bytes, config: IdempotencyConfig) -> str:
+    """Read the only line of the key's header: a Structured Field String, or the same without its quotes.
+
+    Raises:
+        KeyInvalid: It is malformed, or not of the configured format.
+    """
     trimmed = value.strip(b" \t")
     if not trimmed:
         raise _invalid("the key is blank", "send a fresh UUID")
@@ -223,15 +236,14 @@ def _decoded(value: bytes, config: IdempotencyConfig) -> str:
     if not config.key_length_min <= len(raw) <= KEY_LENGTH_MAX:
         wanted = f"{config.key_length_min} to {KEY_LENGTH_MAX} characters"
         raise _invalid(f"the key does not have {wanted}", f"send {wanted}")
-    return _formatted(raw.decode("ascii"), config.key_format)
+    key = raw.decode("ascii")
+    return key if config.key_format == "any" else _formatted(key, config.key_format)
 
 
 def _formatted(key: str, key_format: str | re.Pattern[str]) -> str:
     """Return the key as it is compared, when it has the format."""
     if isinstance(key_format, re.Pattern):
         pattern, wanted = key_format, "the documented format"
-    elif key_format == "any":
-        return key
     else:
         key = key.lower()
         pattern, wanted = _UUIDS[key_format], f"a hyphenated {key_format.upper()}"

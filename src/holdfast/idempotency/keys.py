@@ -103,6 +103,7 @@ async def claim(  # noqa: PLR0913 - the terms of a claim
     stored_bytes_max: int | None = None,
     dead: str | None = None,
     attached: Running | Absent | None = None,
+    new: bool = False,
 ) -> Decision:
     """Claim a key, or say why it may not run.
 
@@ -122,6 +123,8 @@ async def claim(  # noqa: PLR0913 - the terms of a claim
         dead: An owner that was proven dead, whose claims count as lapsed.
         attached: What `attach` said of the execution of a lapsed record of mode `execution`. When it has ended, settle
             the record under its own fence instead, and claim again.
+        new: Whether the key is taken to be new. The decision is the same; on SQLite a new key costs less so, and on
+            PostgreSQL any other a statement more.
 
     Returns:
         The decision. A `Replay`'s record has its outcome sealed.
@@ -135,6 +138,7 @@ async def claim(  # noqa: PLR0913 - the terms of a claim
         stored_bytes_max=stored_bytes_max,
         dead=dead,
         attached=attached,
+        new=new,
     )
     return await reserve(tx, claim, terms)
 

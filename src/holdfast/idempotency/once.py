@@ -15,6 +15,7 @@ from holdfast.core.errors import ConfigError
 from holdfast.idempotency import answers, errors, identity, machine
 from holdfast.idempotency import headers as fields
 from holdfast.idempotency.claims import Held
+from holdfast.idempotency.events import IdempotencyEvent
 from holdfast.idempotency.fingerprint import RequestParts, fingerprint
 from holdfast.idempotency.gate import Expired, bounded
 from holdfast.idempotency.idem import Idem, entered
@@ -59,11 +60,12 @@ async def once(  # noqa: PLR0913 - the signature of `Idempotency.once`
 
     def tell(kind: DecisionKind, error: IdempotencyError | None = None, attempt: int | None = None) -> None:
         code = None if error is None else error.code.removeprefix("idempotency.")
-        guard.events.decision(
-            kind, method=METHOD, route=name, status=None, code=code,
-            key_ref=ticket.key_ref, scope_ref=ticket.scope_ref, attempt=attempt,
-            latency_us=int((guard.clock.monotonic() - began) * 1_000_000),
+        latency_us = int((guard.clock.monotonic() - began) * 1_000_000)
+        event = IdempotencyEvent(
+            kind=kind, at=guard.clock.now(), method=METHOD, route=name, code=code,
+            key_ref=ticket.key_ref, scope_ref=ticket.scope_ref, attempt=attempt, latency_us=latency_us,
         )  # fmt: skip
+        guard.events.decision(kind, name, lambda: event)
 
     kind: DecisionKind
     try:

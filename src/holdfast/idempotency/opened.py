@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
+import os
 from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
 from functools import partial
@@ -66,6 +68,7 @@ class Opened:
         database: The ledger.
         clock: Its time.
         single: The ledger as a `Tx` whose statements each stand alone.
+        hints: Who waits for what in this process.
         gate: What bounds calls.
         lateness: Tells responses that have taken their time.
         claims: What this process holds.
@@ -90,16 +93,20 @@ class Opened:
         self.events = events
         self.clock: Clock = database.clock
         self.single: Tx = Statements(database)
+        self.hints = database.hints
         self.gate = Gate(config, clock=self.clock, events=events)
         self.lateness = Lateness(self.clock)
         self.claims = Claims(clock=self.clock, events=events, renew=self._renew, touch=self._touch)
         self.unwritten = Unwritten(gate=self.gate, clock=self.clock, bytes_max=config.pending_settle_bytes_max)
         self.owner = ""
+        self._nonce, self._numbers = os.urandom(8), itertools.count(1)  # no claim of anybody has the id of another
         self.closing = False
         self._closed = False
         self._owned = owned
-        # A file is read without waiting for its writer. Elsewhere the claim itself finds the record there is.
-        self._looks_first = database.dialect == "sqlite" and database.label != MEMORY
+        # On SQLite making a row costs least where there is none, and a file is read without waiting for its writer. On
+        # PostgreSQL the claim itself finds the record there is.
+        self._makes_first = database.dialect == "sqlite"
+        self._looks_first = self._makes_first and database.label != MEMORY
         self.naming = config.secrets[0]
         rules = [rule for rule in (config.rule, *config.routes) if rule is not None]
         lives = [each for rule in rules for each in (rule.ttl, rule.tombstone_ttl) if each is not None]
@@ -196,53 +203,32 @@ class Opened:
             if leave is not None:
                 leave()  # whoever ran in that loop is dead, and its claims are to show it
 
-    def claim_of(self, ticket: Ticket) -> keys.Claim:
-        """Return what a request writes when it claims its key."""
-        if ticket.claim is None:
-            rule = ticket.rule
-            ttl_us = micros(rule.ttl)
-            if ttl_us > self._ttl_us:
-                self._ttl_us = ttl_us
-            record_id = ticket.names.record_id(self.naming, ticket.key, ticket.fingerprint)
-            ticket.claim = keys.Claim(
-                key_ids=ticket.key_ids,
-                scope_ids=ticket.scope_ids,
-                record_id=record_id,
-                fingerprint=ticket.fingerprint,
-                claim_id=ticket.claim_id,
-                owner=self.owner,
-                method=ticket.method,
-                route=ticket.route,
-                mode=rule.mode,
-                on_lapse=rule.lapse(ticket.method),
-                execution_id=identity.execution_id(record_id) if rule.mode == "execution" else None,
-                first_sent_at=ticket.first_sent_at,
-            )
-        return ticket.claim
+    def signed(self, ticket: Ticket) -> Ticket:
+        """Give a ticket what only the open guard knows: whose claim it becomes, and what its operation is called."""
+        if not ticket.owner:
+            ticket.owner = self.owner
+            ticket.claim_id = self._nonce + next(self._numbers).to_bytes(8, "big")
+            ticket.record_id = ticket.names.record_id(self.naming, ticket.key, ticket.fingerprint)
+            if ticket.mode == "execution":
+                ticket.execution_id = identity.execution_id(ticket.record_id)
+        return ticket
 
     async def look(self, ticket: Ticket) -> Decision | None:
         """Decide from the record alone, writing nothing; None: a claim would proceed."""
-        claim = self.claim_of(ticket)
-        if self._looks_first:
-            async with self.database.read() as tx:
-                found = await keys.lookup(tx, claim, now=self.clock.now())
-        else:
-            found = await keys.lookup(self.single, claim, now=self.clock.now())
+        found = await keys.lookup(self.single, self.signed(ticket), now=self.clock.now())
         if points.armed:
             points.reach("keys.looked_up")
         return found
 
-    def find(self, ticket: Ticket) -> Coroutine[Any, Any, Decision]:
+    async def find(self, ticket: Ticket) -> Decision:
         """Find the record, or claim the key."""
         if self._looks_first:
-            return self._look_and_take(ticket)
-        if points.armed:
+            found = await self.look(ticket)
+            if found is not None:
+                return found
+        elif points.armed:
             points.reach("keys.looked_up")  # the claim looks by itself
-        return self.take(ticket)
-
-    async def _look_and_take(self, ticket: Ticket) -> Decision:
-        found = await self.look(ticket)
-        return found if found is not None else await self.take(ticket)
+        return await self.take(ticket)
 
     async def take(self, ticket: Ticket, *, dead: str | None = None, attached: Absent | None = None) -> Decision:
         """Claim the key.
@@ -276,17 +262,21 @@ class Opened:
     ) -> Coroutine[Any, Any, Decision]:
         """Claim the key in a transaction of the caller's."""
         config, rule, now = self.config, ticket.rule, self.clock.now()
+        ttl_us = micros(rule.ttl)
+        if ttl_us > self._ttl_us:
+            self._ttl_us = ttl_us
         terms = keys.Terms(
             now + micros(rule.lease),
-            now + micros(rule.ttl),
+            now + ttl_us,
             now,
             config.in_flight_max,
             config.keys_per_hour_max,
             config.stored_bytes_max,
             dead,
             attached,
+            self._makes_first,
         )
-        return keys.reserve(tx, self.claim_of(ticket), terms)
+        return keys.reserve(tx, self.signed(ticket), terms)
 
     def sealed(self, outcome: Outcome, key_id: bytes, record_id: bytes) -> Sealed | Awaitable[Sealed]:
         """Make an outcome what its row holds: redacted, compressed and encrypted as configured.

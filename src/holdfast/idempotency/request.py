@@ -12,15 +12,20 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from holdfast.core.clock import Clock
-from holdfast.core.loops import spawn
-from holdfast.idempotency.errors import IdentityUnproven, RequestInvalid, RequestTooLarge, StoreUnavailable
-from holdfast.idempotency.fingerprint import Hasher, parts_of
+from holdfast.core.loops import seen, spawn
+from holdfast.idempotency.errors import (
+    IdempotencyError,
+    IdentityUnproven,
+    RequestInvalid,
+    RequestTooLarge,
+    StoreUnavailable,
+)  # fmt: skip
+from holdfast.idempotency.fingerprint import Hasher, Recipe, Recipes
 from holdfast.idempotency.gate import Expired, bounded, resumed
 from holdfast.idempotency.identity import FIRST_SENT, principal_of
 from holdfast.idempotency.values import Headers, Principal
@@ -29,7 +34,19 @@ if TYPE_CHECKING:
     from holdfast.idempotency.guard import Idempotency
     from holdfast.idempotency.rules import IdempotencyConfig, RouteRule
 
-__all__ = ["ASGIApp", "FieldNames", "Message", "Reading", "Receive", "Scope", "Send", "Site", "prove", "too_long"]
+__all__ = [
+    "ASGIApp",
+    "FieldNames",
+    "Message",
+    "Reading",
+    "Receive",
+    "Scope",
+    "Send",
+    "Shape",
+    "Site",
+    "proven",
+    "too_long",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -37,14 +54,9 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-NAMES_MAX, NAME_BYTES_MAX = 4096, 128
-"""Names of fields that are remembered, and their size; strangers choose them."""
-TELLS, KEY, SENT, LENGTH = 1, 2, 3, 4
-"""What a name is: the key's, that of `Idempotency-First-Sent` or `Content-Length`, or another that says something. 0:
-it says nothing."""
-TELLING = frozenset(
-    {b"idempotency-first-sent", b"content-type", b"content-encoding", b"content-length", b"accept-encoding"}
-)
+SHAPES_MAX, SHAPE_BYTES_MAX = 1024, 2048
+"""How many sets of names are remembered, and how long one may be: strangers choose them, and have few each."""
+PLAIN = (b"content-type", b"content-encoding")
 LENGTH_DIGITS_MAX = 18
 """No body has a length of more digits, and reading a number of thousands of digits is refused by Python."""
 THREAD_BYTES = 256 * 1024
@@ -55,55 +67,53 @@ RETRY_AFTER_S = 1
 """When memory is short: bodies pass in well under a second."""
 
 
+class Shape:
+    """What the fields of a request say to a guard, by their places. Requests of one client have the same.
+
+    Attributes:
+        keyed: Whether any is the key's, or passes for it with an underscore.
+        key: The place of the only line of the key, if there is one line and it is spelled well.
+        keys: The places of all lines that may be the key's.
+        sent: Those of `Idempotency-First-Sent`.
+        lengths: Those of `Content-Length`.
+        plain: Those of `Content-Type` and `Content-Encoding`.
+        listed: Those that the settings name.
+        coding: Whether any asks for a content coding.
+    """
+
+    __slots__ = ("coding", "key", "keyed", "keys", "lengths", "listed", "plain", "sent")
+
+    def __init__(self, names: Sequence[bytes], keys: frozenset[bytes], listed: frozenset[bytes]) -> None:
+        places = list(enumerate(names))
+        self.keys = tuple(at for at, name in places if name in keys or name.replace(b"_", b"-") in keys)
+        self.keyed = bool(self.keys)
+        self.key = self.keys[0] if len(self.keys) == 1 and names[self.keys[0]] in keys else None
+        self.sent = tuple(at for at, name in places if name == FIRST_SENT)
+        self.lengths = tuple(at for at, name in places if name == b"content-length")
+        self.listed = tuple(at for at, name in places if name in listed)
+        self.plain = tuple(at for at, name in places if name in PLAIN and name not in listed)
+        self.coding = b"accept-encoding" in names
+
+
 class FieldNames:
-    """Knows which fields of requests say anything to a guard. Names it has seen are found in a dict."""
+    """Knows which fields of requests say anything to a guard."""
 
     def __init__(self, config: IdempotencyConfig) -> None:
         self._keys = frozenset(name.lower().encode("latin-1") for name in config.headers)
-        counting = {name.lower().encode("latin-1") for name in config.fingerprint_headers}
-        self._counting = self._keys | counting | TELLING
-        self._kinds: dict[bytes, int] = {}
+        self._listed = frozenset(name.lower().encode("latin-1") for name in config.fingerprint_headers)
+        self._shapes: dict[tuple[bytes, ...], Shape] = {}
 
-    def keyed(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Say whether any field is the key's, or passes for it with an underscore."""
-        kinds = self._kinds
-        for field in headers:
-            kind = kinds.get(field[0])
-            if (self._kind(field[0]) if kind is None else kind) == KEY:
-                return True
-        return False
-
-    def telling(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """Return the fields that say anything, in order. Those that were never seen are taken along."""
-        kinds = self._kinds
-        return [field for field in headers if kinds.get(field[0], TELLS)]
-
-    def sort(self, telling: Headers) -> tuple[Headers, Headers, Headers]:
-        """Return the lines of the key, of `Idempotency-First-Sent` and of `Content-Length`."""
-        kinds = self._kinds
-        lines: tuple[Headers, Headers, Headers] = ([], [], [])
-        for field in telling:
-            kind = kinds.get(field[0])
-            if kind is None:
-                kind = self._kind(field[0])
-            if kind >= KEY:
-                lines[kind - KEY].append(field)
-        return lines
-
-    def _kind(self, name: bytes) -> int:
-        lowered = name.lower()
-        plain = lowered.replace(b"_", b"-")
-        if lowered in self._keys or plain in self._keys:
-            kind = KEY
-        elif lowered == FIRST_SENT:
-            kind = SENT
-        else:
-            kind = LENGTH if lowered == b"content-length" else int(lowered in self._counting)
-        if len(name) <= NAME_BYTES_MAX:
-            if len(self._kinds) >= NAMES_MAX:
-                self._kinds.clear()
-            self._kinds[name] = kind
-        return kind
+    def shape(self, headers: Iterable[tuple[bytes, bytes]]) -> Shape:
+        """Return what the fields of a request say."""
+        names = tuple([field[0] for field in headers])
+        shape = self._shapes.get(names)
+        if shape is None:
+            shape = Shape([name.lower() for name in names], self._keys, self._listed)
+            if sum(map(len, names)) <= SHAPE_BYTES_MAX:
+                if len(self._shapes) >= SHAPES_MAX:
+                    self._shapes.clear()
+                self._shapes[names] = shape
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,52 +123,48 @@ class Site:
     Attributes:
         app: What it wraps.
         guard: Whose ledger and settings it uses.
-        names: Knows the fields that matter.
+        recipes: Knows how requests are fingerprinted.
         adds: Whether the settings add fields to the handler's own response.
     """
 
     app: ASGIApp
     guard: Idempotency
-    names: FieldNames
+    recipes: Recipes
     adds: bool
 
 
 class _Buffered:
-    """How many bytes of bodies the process holds. Loops in several threads share it."""
+    """How many bytes of bodies the process holds. Loops in several threads share it.
+
+    Whoever changes it makes no call between reading and writing it, so threads cannot lose any of it.
+    """
 
     __slots__ = ("size",)
 
     def __init__(self) -> None:
         self.size = 0
 
-    def add(self, count: int) -> int:
-        # No call between read and write, so threads cannot lose any of it.
-        self.size = total = self.size + count
-        return total
-
 
 buffered = _Buffered()
 
 
-async def prove(config: IdempotencyConfig, scope: Scope) -> Principal:
-    """Return who asks.
+def proven(told: object) -> Principal:
+    """Return who asks, given what the application's function said.
 
     Raises:
-        IdentityUnproven: Nobody is proven. Any other error of the application's function comes out unchanged.
+        IdentityUnproven: Nobody is proven.
+        TypeError: It said something else.
     """
-    told = config.principal(scope)
-    if not isinstance(told, Principal | str) and inspect.isawaitable(told):
-        told = await told
     principal = principal_of(told)
     if principal is None:
         raise IdentityUnproven("nobody proved who asks", "authenticate, then send the request with the same key")
     return principal
 
 
-def too_long(headers: Headers, limit: int) -> bool:
-    """Say whether the request declares a body over a limit. A length that is no number is the server's matter."""
-    for name, value in headers:
-        if name.lower() == b"content-length" and value.isdigit():
+def too_long(lengths: Headers, limit: int) -> bool:
+    """Say whether `Content-Length` declares a body over a limit. One that is no number is the server's matter."""
+    for _, value in lengths:
+        if value.isdigit():
             return len(value) > LENGTH_DIGITS_MAX or int(value) > limit
     return False
 
@@ -172,14 +178,14 @@ class Reading:
     """
 
     __slots__ = (
-        "_clock", "_config", "_counted", "_given", "_hasher", "_keep", "_pending", "_receive", "_rule", "body", "whole"
+        "_clock", "_config", "_counted", "_given", "_hasher", "_keep", "_pending", "_receive", "_recipe", "_rule",
+        "body", "whole",
     )  # fmt: skip
 
     def __init__(
         self,
         receive: Receive,
-        scope: Scope,
-        headers: Headers,
+        recipe: Recipe,
         *,
         rule: RouteRule,
         config: IdempotencyConfig,
@@ -189,8 +195,7 @@ class Reading:
 
         Args:
             receive: The server's.
-            scope: The request's, as the server gave it.
-            headers: Its headers, copied before.
+            recipe: How it is fingerprinted.
             rule: The rule it is under.
             config: The guard's settings.
             clock: What the body's time is measured with.
@@ -201,30 +206,32 @@ class Reading:
         self._rule = rule
         self._config = config
         self._clock = clock
-        self._hasher = Hasher(parts_of(scope, headers, rule, config))
+        self._recipe = recipe
+        self._hasher: Hasher | None = None  # of a body that comes in several messages
         self._counted = 0
         self._given = False
         self._keep = rule.mode == "transaction"  # its unit may run again, with the same body
         self._pending: asyncio.Task[Message] | None = None
 
-    async def read(self) -> bool:
-        """Take the whole body in. Returns False when the client left before its end.
+    def read(self) -> bool | Awaitable[bool]:
+        """Take the whole body in; False: the client left before its end. If it takes time, return what to await for it.
 
         Raises:
             RequestTooLarge: It is over the rule's limit.
             RequestInvalid: It took longer than `body_timeout`.
             StoreUnavailable: The process holds as many bytes as it may (`idempotency.overloaded`).
         """
-        if self._config.observe:
-            return await self._take()
         taking = self._take()
         try:
             waits_for = taking.send(None)
         except StopIteration as taken:  # it was all there: no clock is needed
             return bool(taken.value)
+        going_on = resumed(taking, waits_for)
+        return going_on if self._config.observe else self._read_in_time(going_on)
+
+    async def _read_in_time(self, taking: Awaitable[bool]) -> bool:
         try:
-            seconds = self._config.body_timeout.total_seconds()
-            return await bounded(self._clock, resumed(taking, waits_for), seconds)
+            return await bounded(self._clock, taking, self._config.body_timeout.total_seconds())
         except Expired:
             raise RequestInvalid(
                 "the body took too long to arrive", "send it again with the same key", code="idempotency.body_timeout"
@@ -236,12 +243,13 @@ class Reading:
         Raises:
             RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
         """
-        if self._hasher.streams:
-            return self._hasher.finish()
+        hasher = self._hasher or Hasher(self._recipe)
+        if hasher.begun:
+            return hasher.finish()
         body = bytes(self.body)
-        if len(body) <= FORM_BYTES:
-            return self._hasher.finish(body)
-        return asyncio.to_thread(self._hasher.finish, body)
+        if hasher.streams or len(body) <= FORM_BYTES:
+            return hasher.finish(body)
+        return asyncio.to_thread(hasher.finish, body)
 
     async def receive(self) -> Message:
         """What the application calls: the body in one message, then whatever the server says."""
@@ -258,7 +266,8 @@ class Reading:
         """Start listening for what comes after the body; it goes to the application if that runs after all."""
         if self._pending is None:
             self._pending = spawn(self._listen(), "holdfast idempotency listen")
-            self._pending.add_done_callback(_seen)
+            # Nobody may ask any more; a server that fails here fails again when the answer is sent.
+            self._pending.add_done_callback(seen)
         return self._pending
 
     def rewind(self) -> None:
@@ -274,7 +283,7 @@ class Reading:
             self._pending = None
 
     async def _take(self) -> bool:
-        limit, cap = self._rule.request_bytes_max, self._config.buffered_bytes_max
+        limit, cap, observe = self._rule.request_bytes_max, self._config.buffered_bytes_max, self._config.observe
         more = True
         while more:
             message = await self._receive()
@@ -283,30 +292,32 @@ class Reading:
             chunk: bytes = message.get("body", b"")
             more = message.get("more_body", False)
             if chunk:
-                self._counted += len(chunk)
-                total = buffered.add(len(chunk))
-                if not self._config.observe:
-                    self._check(total, limit, cap)
-                if self.body or len(chunk) > THREAD_BYTES:
+                size = len(chunk)
+                self._counted += size
+                buffered.size = total = buffered.size + size
+                over = self._counted > limit or total > cap
+                if over and not observe:
+                    raise self._too_much(limit)
+                if more or size > THREAD_BYTES or self.body:
                     await self._append(chunk)
                 else:
-                    self.body = chunk
-                    self._hasher.update(chunk)
-                if self._config.observe and (self._counted > limit or total > cap):
+                    self.body = chunk  # all of it: it is hashed at once
+                if over:
                     break
         self.whole = not more
         return True
 
-    def _check(self, total: int, limit: int, cap: int) -> None:
+    def _too_much(self, limit: int) -> IdempotencyError:
         if self._counted > limit:
-            raise RequestTooLarge(f"the body is over {limit} bytes", "send less, or ask for the limit to be raised")
-        if total > cap:
-            raise StoreUnavailable(
-                "too many request bytes are held just now", "try again with the same key",
-                code="idempotency.overloaded", retry_after=RETRY_AFTER_S,
-            )  # fmt: skip
+            return RequestTooLarge(f"the body is over {limit} bytes", "send less, or ask for the limit to be raised")
+        return StoreUnavailable(
+            "too many request bytes are held just now", "try again with the same key",
+            code="idempotency.overloaded", retry_after=RETRY_AFTER_S,
+        )  # fmt: skip
 
     async def _append(self, chunk: bytes) -> None:
+        if self._hasher is None:
+            self._hasher = Hasher(self._recipe)
         if not self.body:
             self.body = chunk
         else:
@@ -329,14 +340,9 @@ class Reading:
 
     def _free(self) -> None:
         if self._counted:
-            buffered.add(-self._counted)
+            counted = self._counted
+            buffered.size = buffered.size - counted
             self._counted = 0
 
     async def _listen(self) -> Message:
         return await self._receive()
-
-
-def _seen(task: asyncio.Task[Message]) -> None:
-    # Nobody may ask any more; a server that fails here fails again when the answer is sent.
-    if not task.cancelled():
-        task.exception()

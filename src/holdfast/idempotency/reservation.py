@@ -55,7 +55,7 @@ class Claim:
         scope_ids: The principal's, in the same order.
         record_id: Names the operation, should the key be new.
         fingerprint: What a retry must not differ in; 32 bytes.
-        claim_id: 16 random bytes of this claim's own.
+        claim_id: 16 bytes that no other claim has.
         owner: The owner id of this process.
         method: The request's method, or `CALL`.
         route: The rule's path, else the endpoint's, else `*`.
@@ -96,6 +96,7 @@ class Terms:
         stored_bytes_max: Recorded bytes of one principal.
         dead: An owner that is proven dead; its claims have lapsed.
         attached: What `attach` said of a lapsed record's execution; None: it was not asked.
+        new: Whether the key is taken to be new: its row is made at once, and looked for when there is one already.
     """
 
     lease_until: int
@@ -106,6 +107,12 @@ class Terms:
     stored_bytes_max: int | None = None
     dead: str | None = None
     attached: Running | Absent | None = None
+    new: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether keys or bytes of a principal are limited."""
+        return self.keys_per_hour_max is not None or self.stored_bytes_max is not None
 
 
 @dataclass(slots=True)
@@ -130,12 +137,12 @@ async def reserve(tx: Tx, claim: Claim, terms: Terms) -> Decision:
     for _ in range(LOOKS_MAX):
         if len(claim.key_ids) > 1:
             decision = await _reserve_all(tx, claim, terms)
-        elif _counted(terms) and await _is_refused(tx, claim, terms):
+        elif terms.counted and await _is_refused(tx, claim, terms):
             return Conflict("quota")
         else:
-            row = await _make(tx, claim, terms)
-            if row is not None and _is_ours(row, claim):
-                return Proceed(row.fence, row.attempt, row.record_id)
+            row = await _write(tx, "keys.make" if terms.new else "keys.claim", claim, terms)
+            if row is not None and (terms.new or _is_ours(row, claim)):
+                return Proceed(row.fence, 1, claim.record_id) if terms.new else _proceed(row)
             decision = await _reserve_one(tx, claim, terms, row)
         if decision is not None:
             return decision
@@ -176,7 +183,7 @@ async def _reserve_one(tx: Tx, claim: Claim, terms: Terms, row: Row | None) -> D
         if row is None:
             return Conflict("quota") if await _full(tx, claim, terms) else None
         if _is_ours(row, claim):
-            return Proceed(row.fence, row.attempt, row.record_id)
+            return _proceed(row)
     found = await _follow(tx, row)
     if found is None or (found.key_id != key_id and _expired(found, terms)):
         # A pointer to nothing, or to what has expired: the record takes its place.
@@ -187,10 +194,10 @@ async def _reserve_one(tx: Tx, claim: Claim, terms: Terms, row: Row | None) -> D
     return await _conclude(tx, claim, terms, seen)
 
 
-def _make(tx: Tx, claim: Claim, terms: Terms) -> Awaitable[Row | None]:
-    """Make the row of a key nobody has claimed. Gives the row made, or on PostgreSQL the one that is there."""
+def _write(tx: Tx, statement: str, claim: Claim, terms: Terms) -> Awaitable[Row | None]:
+    """Make the row of a key nobody has claimed (`keys.make`); `keys.claim` also gives the one that is there."""
     return tx.one(
-        "keys.claim",
+        statement,
         key_id=claim.key_ids[0],
         scope_id=claim.scope_ids[0],
         record_id=claim.record_id,
@@ -290,14 +297,14 @@ async def _reserve_all(tx: Tx, claim: Claim, terms: Terms) -> Decision | None:
     seen: list[_Seen] = []
     for row in rows.values():
         if _is_ours(row, claim):
-            return Proceed(row.fence, row.attempt, row.record_id)
+            return _proceed(row)
         found = await _follow(tx, row)
         if found is not None and all(found.key_id != other.row.key_id for other in seen):
             seen.append(_look(claim, terms, found))
     for each in seen:
         if not isinstance(each.decision, Proceed):
             return await _conclude(tx, claim, terms, each)
-    if _counted(terms) and all(each.record is None for each in seen) and await _used_up(tx, claim, terms):
+    if terms.counted and all(each.record is None for each in seen) and await _used_up(tx, claim, terms):
         return Conflict("quota")
     if not rows:
         return await _make_all(tx, claim, terms)
@@ -309,11 +316,9 @@ async def _make_all(tx: Tx, claim: Claim, terms: Terms) -> Decision | None:
     proceed: Proceed | None = None
     for key_id in sorted(claim.key_ids):
         if key_id == claim.key_ids[0]:
-            row = await _make(tx, claim, terms)
-            if row is not None and _is_ours(row, claim):
-                proceed = Proceed(row.fence, row.attempt, row.record_id)
-            else:
-                row = None
+            row = await _write(tx, "keys.make", claim, terms)
+            if row is not None:
+                proceed = Proceed(row.fence, 1, claim.record_id)
         else:
             row = await _point(tx, claim, key_id, terms.now)
         if row is None:
@@ -432,6 +437,10 @@ def _is_ours(row: Row, claim: Claim) -> bool:
     return bool(row.claim_id == claim.claim_id and row.state == State.RESERVED)
 
 
+def _proceed(row: Row) -> Proceed:
+    return Proceed(row.fence, row.attempt, row.record_id)
+
+
 def _accepted(scope_id: bytes, scope_ids: tuple[bytes, ...]) -> bool:
     return any(hmac.compare_digest(scope_id, each) for each in scope_ids)
 
@@ -446,10 +455,6 @@ def _expired(row: Row, terms: Terms) -> bool:
 
 
 # Quotas
-
-
-def _counted(terms: Terms) -> bool:
-    return terms.keys_per_hour_max is not None or terms.stored_bytes_max is not None
 
 
 async def _full(tx: Tx, claim: Claim, terms: Terms) -> bool:

@@ -19,11 +19,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from holdfast.core import points
 from holdfast.core.clock import micros
@@ -43,10 +43,11 @@ from holdfast.idempotency.values import Completed, Headers, Tombstone, Tombstone
 if TYPE_CHECKING:
     from holdfast.idempotency.claims import Ticket
     from holdfast.idempotency.idem import Idem
+    from holdfast.idempotency.interrupt import Interrupt
     from holdfast.idempotency.lateness import Line
     from holdfast.idempotency.request import Message, Send, Site
 
-__all__ = ["Responder"]
+__all__ = ["End", "Responder"]
 
 START, BODY = "http.response.start", "http.response.body"
 ASIDE = frozenset({"http.response.debug", "http.response.early_hint"})
@@ -55,6 +56,14 @@ SWITCHING, STATUS_MAX = 101, 599
 TYPE_CHARS = len("content-type")
 
 points.register("handler.returned", "response.started", "response.sent")
+
+
+class End(Protocol):
+    """Ends the claim of a run whose response is decided."""
+
+    def __call__(self, responder: Responder, ending: Ending, /) -> Awaitable[bool]:
+        """Settle, commit, or let go; False: the claim is lost, the response was dropped, and the client answered."""
+        ...
 
 
 class Phase(enum.Enum):
@@ -78,24 +87,30 @@ class Responder:
         status: Of the response, once it has started.
         phase: How far it is.
         ended: Whether its end was called for.
+        interrupt: What cancels the run, if anything may.
         sent: Whether any of the response has left.
     """
 
-    __slots__ = (
-        "_context", "_end", "_headers", "_held", "_idem", "_informed", "_irreversible", "_length", "_line", "_queue",
-        "_reason", "_refused", "_rule", "_send", "_site", "_start", "_stays", "_taken", "_ticket", "_turning", "_unit",
-        "ended", "phase", "sent", "status",
-    )  # fmt: skip
+    status: int | None = None
+    phase: Phase = Phase.WAITING
+    ended = False
+    sent = False
+    _irreversible = False
+    _informed = False  # an interim response is being sent
+    _queue: tuple[Message, ...] = ()  # unknown messages that came before the start
+    _held: bytes | bytearray = b""
+    _taken = 0  # how many bytes of it have left
+    _length: int | None = None  # what the head says it will be
+    _reason: TombstoneReason | None = None  # why the body is not kept, once that is known
+    _stays = False  # whether the outcome is kept
+    _line: Line | None = None
+    _turning: asyncio.Task[None] | None = None
+    _start: Message
+    _headers: Headers
+    _context: Context
 
     def __init__(
-        self,
-        site: Site,
-        ticket: Ticket,
-        idem: Idem,
-        *,
-        send: Send,
-        end: Callable[[Ending], Awaitable[object]],
-        refused: Callable[[], Awaitable[None]],
+        self, site: Site, ticket: Ticket, idem: Idem, *, send: Send, end: End, interrupt: Interrupt | None = None
     ) -> None:
         """Wait for a response.
 
@@ -104,34 +119,17 @@ class Responder:
             ticket: The request.
             idem: What its handler says about it.
             send: The server's.
-            end: Ends the claim; False from it means that the claim is lost.
-            refused: Answers the client in that case.
+            end: Ends the claim.
+            interrupt: What would cancel the run before that.
         """
-        self.status: int | None = None
-        self.phase = Phase.WAITING
-        self.ended = False
-        self.sent = False
+        self.interrupt = interrupt
         self._send = send
         self._site = site
         self._ticket = ticket
-        self._rule = ticket.rule
-        self._unit = ticket.rule.mode == "transaction"  # one commit holds everything, so nothing may take its time
+        self._rule = rule = ticket.rule
+        self._unit = rule.mode == "transaction"  # one commit holds everything, so nothing may take its time
         self._idem = idem
         self._end = end
-        self._refused = refused
-        self._irreversible = False
-        self._informed = False  # an interim response is being sent
-        self._start: Message = {}
-        self._headers: Headers = []
-        self._queue: list[Message] = []  # unknown messages that came before the start
-        self._held: bytes | bytearray = b""
-        self._taken = 0  # how many bytes of it have left
-        self._length: int | None = None  # what the head says it will be
-        self._reason: TombstoneReason | None = None  # why the body is not kept, once that is known
-        self._stays = False  # whether the outcome is kept
-        self._line: Line | None = None
-        self._context: Context
-        self._turning: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
         """What the application calls.
@@ -184,13 +182,15 @@ class Responder:
 
     def drop(self) -> None:
         """Let nothing more of the response out, and settle nothing of it."""
-        self._disarm()
+        self.close()
         self.ended = True
         self.phase = Phase.DROPPED
 
     def close(self) -> None:
         """Stop the timer; the run is over."""
-        self._disarm()
+        if self._line is not None:
+            self._line.leave(self)
+            self._line = None
 
     @property
     def irreversible(self) -> bool:
@@ -248,7 +248,7 @@ class Responder:
     async def _on_other(self, message: Message) -> None:
         if self.phase is Phase.WAITING:
             # Nothing can be settled before a status is known, and the order stays.
-            self._queue.append(message)
+            self._queue += (message,)
             return
         if self.phase is Phase.HOLDING and not await self._flow("message", last=False):
             return
@@ -291,10 +291,11 @@ class Responder:
         """Decide what the response becomes; `whole` says whether all of its body is held."""
         assert self.status is not None
         rule, headers, reason = self._rule, self._headers, self._reason
-        keep, ttl = self.irreversible or not self._idem.discarded, self._idem.retention
-        if self._unit and self._idem.result is not None:
-            return Ending(self._idem.result, "store", keep=keep, ttl=ttl)
-        verdict = classify(self.status, rule, irreversible=self.irreversible)
+        idem, irreversible = self._idem, self.irreversible
+        keep, ttl = irreversible or not idem.discarded, idem.retention
+        if self._unit and idem.result is not None:
+            return Ending(idem.result, "store", keep, ttl)
+        verdict = classify(self.status, rule, irreversible=irreversible)
         kept = keepable(self.status, headers, rule) if reason is None else None
         if kept is None and reason is None:
             reason = "message"
@@ -303,9 +304,9 @@ class Responder:
         elif reason is None and rule.set_cookie == "refuse" and sets_cookie(headers):
             reason = "set_cookie"
         if kept is None or reason is not None:
-            return Ending(self.tombstone(reason or "message", whole=whole), verdict, keep=keep, ttl=ttl)
+            return Ending(self.tombstone(reason or "message", whole=whole), verdict, keep, ttl)
         self._held = body = bytes(self._held)
-        return Ending(Completed(self.status, kept, body), verdict, keep=keep, ttl=ttl)
+        return Ending(Completed(self.status, kept, body), verdict, keep, ttl)
 
     def tombstone(self, reason: TombstoneReason, *, whole: bool = False) -> Tombstone:
         """Return what stays of the response when its body does not."""
@@ -331,7 +332,7 @@ class Responder:
 
         What is no outcome to keep holds its claim until its last byte: a retry must not run beside it.
         """
-        self._disarm()
+        self.close()
         self._reason = reason
         ending = self._decided(whole=last)
         if last or self._unit or (ending.verdict == "store" and ending.keep):
@@ -343,17 +344,14 @@ class Responder:
         await self._flush(last=last)
         return True
 
-    async def _settle(self, ending: Ending) -> bool:
+    def _settle(self, ending: Ending) -> Awaitable[bool]:
         if points.armed:
             points.reach("handler.returned")
-        self._disarm()
         self._stays = ending.verdict == "store" and ending.keep
         self.ended = True  # before it is: whoever is cancelled here must not end it once more
-        if await self._end(ending) is False:
-            self.phase = Phase.DROPPED
-            await self._refused()
-            return False
-        return True
+        if self.interrupt is not None:
+            self.interrupt.disarm()
+        return self._end(self, ending)
 
     # --- what leaves
 
@@ -403,8 +401,3 @@ class Responder:
         await self._send(message)
         if last and points.armed:
             points.reach("response.sent")
-
-    def _disarm(self) -> None:
-        if self._line is not None:
-            self._line.leave(self)
-            self._line = None

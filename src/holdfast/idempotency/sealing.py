@@ -52,7 +52,8 @@ _LEVEL: Final = 3
 """Most of what is to be gained, for a third of the time: a record is read seldom, and kept for a day."""
 _SUM_BYTES: Final = 16
 _REASONS: Final = frozenset(get_args(TombstoneReason))
-_NONE: Final = (b"none", b"")
+_ABSENT: Final = framed((b"none", b""))
+_PRESENT: Final = framed((b"some",))
 
 
 def heavy(outcome: Outcome | Sealed) -> bool:
@@ -170,12 +171,17 @@ def _coded(outcome: Completed) -> bool:
 
 def _sum(sealed: Sealed) -> bytes:
     """Over everything that says what the outcome is; what is absent differs from what is empty."""
-    parts: list[bytes] = []
-    reason = None if sealed.reason is None else sealed.reason.encode()
-    for field in (sealed.headers, sealed.body, sealed.body_digest, reason):
-        parts += _NONE if field is None else (b"some", field)
     numbers = _numbers(sealed.status, sealed.codec, sealed.body_bytes, sealed.cipher_key)
-    return blake3(numbers + framed(parts)).digest(_SUM_BYTES)
+    body, digest, reason = sealed.body, sealed.body_digest, sealed.reason
+    parts: list[bytes] = [numbers, _PRESENT, _size(sealed.headers), sealed.headers]
+    parts += (_ABSENT,) if body is None else (_PRESENT, _size(body), body)
+    parts += (_ABSENT,) if digest is None else (_PRESENT, _size(digest), digest)
+    parts += (_ABSENT,) if reason is None else (_PRESENT, _size(reason.encode()), reason.encode())
+    return blake3(b"".join(parts)).digest(_SUM_BYTES)
+
+
+def _size(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "big")
 
 
 @lru_cache(maxsize=1024)

@@ -291,7 +291,7 @@ def _late(write: _Last, took: bool | None) -> None:  # noqa: FBT001 - what the l
 def _end(opened: Opened, held: Held, won: bool) -> None:  # noqa: FBT001 - what the ledger said
     held.won = won
     opened.claims.leave(held)
-    if not opened.database_gone:
+    if opened.hints and not opened.database_gone:
         opened.database.wake(keys.channel(held.key_id))
 
 

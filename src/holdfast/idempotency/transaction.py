@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -233,7 +232,7 @@ class _Conductor:
             work = await closing.enter_async_context(
                 self._unit.begin(isolation=rule.isolation, lock_timeout=timedelta(seconds=wait_s))
             )
-            ticket.claim, ticket.claim_id = None, os.urandom(16)
+            ticket.owner = ""  # a claim of its own
             found = await guard.claim_in(work.tx, ticket)
         except Busy as error:
             if is_abort(error):
@@ -412,7 +411,7 @@ class _Conductor:
     async def _look(self, round_: _Round) -> bool | Found:
         """Claim the key anew: what is in the way is what was committed, if not by this round, by another."""
         rule, ticket = self._rule, self._ticket
-        ticket.claim, ticket.claim_id = None, os.urandom(16)
+        ticket.owner = ""  # a claim of its own
         async with self._unit.begin(isolation=None, lock_timeout=rule.lock_timeout) as work:
             found = await self._guard.claim_in(work.tx, ticket)
             if isinstance(found, Proceed):

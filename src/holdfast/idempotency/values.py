@@ -214,9 +214,9 @@ class KeyRecord:
         return self.key_id.hex()[:12]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proceed:
-    """The caller holds the claim, and runs.
+    """The caller holds the claim, and runs. Made for every request, so not frozen; nobody changes one that is made.
 
     Attributes:
         fence: Names the claim in every later write.

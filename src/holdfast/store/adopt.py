@@ -23,7 +23,7 @@ from holdfast.core.errors import Busy, Closed, ConfigError, Conflict, SchemaMism
 from holdfast.store import catalogue, sqlite_errors
 from holdfast.store.catalogue import Dialect, Statement
 from holdfast.store.database import Row, Tx
-from holdfast.store.sqlite_tx import SqliteTx, bind
+from holdfast.store.sqlite_tx import SqliteTx
 
 __all__ = [
     "LABEL",
@@ -161,7 +161,8 @@ class ForeignTx:
         raise NotImplementedError
 
     def _bind(self, statement: Statement, params: dict[str, object]) -> Any:
-        return bind(statement, params)
+        statement.bind(params)
+        return params  # Python's own driver binds named placeholders no other way
 
     def _check(self) -> None:
         if self._ended:
@@ -193,8 +194,8 @@ class _SqlalchemyTx(ForeignTx):
         self._positional = dialect == "postgres"
 
     def _bind(self, statement: Statement, params: dict[str, object]) -> Any:
-        bind(statement, params)
-        return tuple(params[name] for name in statement.params) if self._positional else params
+        values = statement.bind(params)
+        return values if self._positional else params
 
     async def fetch(self, text: str, values: Any) -> list[Any]:
         result = await (await self._connection()).exec_driver_sql(text, values)

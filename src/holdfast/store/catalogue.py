@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import re
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -63,6 +64,31 @@ class Statement(msgspec.Struct, frozen=True, dict=True):
         made = namedtuple("Row", self.columns)  # type: ignore[misc]  # its fields are known here only
         return partial(tuple.__new__, made)
 
+    def bind(self, params: Mapping[str, object]) -> tuple[Any, ...]:
+        """Return the values of parameters in their order.
+
+        Raises:
+            StoreError: They are not those it takes.
+        """
+        if len(params) == len(self.params):
+            try:
+                return self._ordered(params)
+            except KeyError:
+                pass
+        given, wanted = ", ".join(params), ", ".join(self.params)
+        raise StoreError(f"{self.name} takes ({wanted}), not ({given})")
+
+    @cached_property
+    def _ordered(self) -> Callable[[Mapping[str, object]], tuple[Any, ...]]:
+        if len(self.params) > 1:
+            return itemgetter(*self.params)
+        return lambda params: tuple([params[name] for name in self.params])
+
+    @cached_property
+    def reads(self) -> bool:
+        """Whether it changes nothing, and asks for nothing but rows."""
+        return self.text.startswith("SELECT ")
+
 
 class Companion(msgspec.Struct, frozen=True):
     """A statement `<name>.recorded`, which finds the row that `<name>` has written.
@@ -82,39 +108,23 @@ class Companion(msgspec.Struct, frozen=True):
         return tuple(row[position] for position in self.positions)
 
 
-class Catalogue(Mapping[str, Statement]):
-    """All statements of a dialect by name."""
+class Catalogue(dict[str, Statement]):
+    """All statements of a dialect by name; nobody changes it."""
 
     def __init__(self, dialect: Dialect, statements: Mapping[str, Statement]) -> None:
+        super().__init__(statements)
         self.dialect = dialect
-        self._statements = dict(statements)
 
-    def __getitem__(self, name: str) -> Statement:
-        try:
-            return self._statements[name]
-        except KeyError:
-            raise StoreError(f"there is no statement {name!r} for {self.dialect}") from None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a statement, or the default when there is none of that name."""
-        return self._statements.get(name, default)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._statements
+    def __missing__(self, name: str) -> Statement:
+        raise StoreError(f"there is no statement {name!r} for {self.dialect}")
 
     def companion(self, name: str) -> Companion | None:
         """Return how to look for what a statement has written before, if somebody said how."""
-        found = self._statements.get(f"{name}.recorded")
+        found = self.get(f"{name}.recorded")
         if found is None:
             return None
         params = self[name].params
         return Companion(found, tuple(params.index(param) for param in found.params))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._statements)
-
-    def __len__(self) -> int:
-        return len(self._statements)
 
 
 class _Draft(msgspec.Struct):

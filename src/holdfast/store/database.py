@@ -17,10 +17,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
+    from holdfast.store.catalogue import Statement
+    from holdfast.store.hints import Hints
     from holdfast.store.home import Home
     from holdfast.store.owners import Owner
     from holdfast.store.writer import Writer
@@ -111,29 +114,26 @@ class Call(Append):
     """One statement on its own, whose row the caller waits for, that shares a group commit with others.
 
     Attributes:
-        statement: Its name.
-        params: Its parameters by name.
+        statement: What it runs.
+        values: Its parameters, in order.
         row: The first row it gave.
         error: Why it could not be run; nothing else of the batch is spoilt by it.
     """
 
-    __slots__ = ("error", "params", "row", "statement")
+    __slots__ = ("error", "row", "statement", "values")
 
-    def __init__(self, statement: str, params: dict[str, object], future: asyncio.Future[Any]) -> None:
-        super().__init__(ALONE, 0, None, [], CALL_BYTES + sum(map(_weight, params.values())), future=future)
+    def __init__(self, statement: Statement, values: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+        super().__init__(ALONE, 0, None, NO_ROWS, CALL_BYTES + sum(map(getsizeof, values)), future=future)
         self.statement = statement
-        self.params = params
+        self.values = values
         self.row: Row | None = None
         self.error: Exception | None = None
 
 
 ALONE = Plan("alone", (), "", ())
+NO_ROWS: list[tuple[str, tuple[object, ...]]] = []
 CALL_BYTES = 128
 """What a call weighs beside its values."""
-
-
-def _weight(value: object) -> int:
-    return len(value) if isinstance(value, bytes | str) else 8
 
 
 class Overdue(Exception):
@@ -147,15 +147,11 @@ class Overdue(Exception):
 class Statements:
     """A `Tx` whose every statement stands by itself, for records that are safe between any two of them."""
 
-    __slots__ = ("_database",)
+    __slots__ = ("_database", "one")
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    @property
-    def one(self) -> Callable[..., Coroutine[Any, Any, Row | None]]:
-        """Run a statement and return its first row, or None."""
-        return self._database.submit
+        self.one: Callable[..., Coroutine[Any, Any, Row | None]] = database.submit
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         async with self._database.read() as tx:
@@ -180,6 +176,7 @@ class Database(Protocol):
     clock: Clock
     writer: Writer
     owner: Owner
+    hints: Hints
     namespace: bytes
     """16 random bytes made with the ledger."""
 
@@ -194,7 +191,8 @@ class Database(Protocol):
     async def submit(self, statement: str, /, **params: object) -> Row | None:
         """Run one statement by itself, and return its first row once what it wrote is durable.
 
-        Callers that come together share a flush. On PostgreSQL it takes one round trip, without BEGIN and COMMIT.
+        Callers that come together share a flush; a `SELECT` on a SQLite file waits for none. On PostgreSQL it takes one
+        round trip, without BEGIN and COMMIT.
         When the fate of a commit is not known the statement runs again, so it must give the same answer again.
 
         Raises:

@@ -105,7 +105,8 @@ class ForeignDatabase:
         return WriteBlock(self)
 
     async def submit(self, statement: str, /, **params: object) -> Row | None:
-        async with self.write() as tx:
+        reads = self.statements[statement].reads
+        async with self.read() if reads else self.write() as tx:
             return await tx.one(statement, **params)
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early

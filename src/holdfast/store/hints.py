@@ -23,6 +23,9 @@ class Hints:
         self._clock = clock
         self._waiters: dict[str, set[asyncio.Future[bool]]] = {}
 
+    def __len__(self) -> int:
+        return len(self._waiters)
+
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         """Wait for a hint; say whether one came in time."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

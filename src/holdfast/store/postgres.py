@@ -38,7 +38,7 @@ from holdfast.store.postgres_batch import Lane
 from holdfast.store.postgres_errors import Edge, label_of
 from holdfast.store.postgres_hints import Listener
 from holdfast.store.postgres_pool import CLOSE_S, Connector, Link, Pool
-from holdfast.store.postgres_tx import PostgresTx, ReadBlock, WriteBlock, bind
+from holdfast.store.postgres_tx import PostgresTx, ReadBlock, WriteBlock
 from holdfast.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class PostgresDatabase:
         if self.read_only:
             raise self._refuse()
         found = self.statements[statement]
-        row = await self.writers.fetch(found.text, bind(found, params))
+        row = await self.writers.fetch(found.text, found.bind(params))
         return None if row is None else found.row(row)
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -273,7 +273,7 @@ class Pool:
             self._release()
             raise
 
-    async def fetch(self, text: str, values: list[object]) -> Row | None:
+    async def fetch(self, text: str, values: Sequence[object]) -> Row | None:
         """Run one statement outside a transaction; return its first row.
 
         It runs again, once, when the connection is lost meanwhile; or when the statement was prepared in vain.
@@ -305,7 +305,7 @@ class Pool:
         finally:
             self._release()
 
-    async def _fetch(self, link: Link, text: str, values: list[object]) -> Any:
+    async def _fetch(self, link: Link, text: str, values: Sequence[object]) -> Any:
         if not link.pooled:
             return await link.connection.fetchrow(text, *values)
         await link.connection.execute(begun(self._begin, {}))

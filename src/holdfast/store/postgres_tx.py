@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from holdfast.core.errors import StoreError
-from holdfast.store.catalogue import Catalogue, Statement
+from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Row
 from holdfast.store.postgres_errors import Edge
 from holdfast.store.postgres_pool import Link
@@ -27,7 +27,7 @@ from holdfast.store.postgres_pool import Link
 if TYPE_CHECKING:
     from holdfast.store.postgres import PostgresDatabase
 
-__all__ = ["PostgresTx", "ReadBlock", "WriteBlock", "bind", "takes_arrays"]
+__all__ = ["PostgresTx", "ReadBlock", "WriteBlock", "takes_arrays"]
 
 _ARRAY = re.compile(r"\$1::[\w ]+\[\]")
 
@@ -52,13 +52,13 @@ class PostgresTx:
     async def one(self, statement: str, /, **params: object) -> Row | None:
         found = self._statements[statement]
         with self._edge:
-            row = await self._open().connection.fetchrow(found.text, *bind(found, params))
+            row = await self._open().connection.fetchrow(found.text, *found.bind(params))
         return None if row is None else found.row(row)
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         found = self._statements[statement]
         with self._edge:
-            return list(map(found.row, await self._open().connection.fetch(found.text, *bind(found, params))))
+            return list(map(found.row, await self._open().connection.fetch(found.text, *found.bind(params))))
 
     async def run(self, statement: str, rows: Iterable[Sequence[object]], /) -> int:
         found = self._statements[statement]
@@ -88,21 +88,6 @@ class PostgresTx:
         if self._link is None:
             raise StoreError("the transaction has ended", "use it inside its block only")
         return self._link
-
-
-def bind(statement: Statement, params: dict[str, object]) -> list[object]:
-    """Return the parameters of a statement in its order.
-
-    Raises:
-        StoreError: They are not those it takes.
-    """
-    if len(params) == len(statement.params):
-        try:
-            return [params[name] for name in statement.params]
-        except KeyError:
-            pass
-    given, wanted = ", ".join(params), ", ".join(statement.params)
-    raise StoreError(f"{statement.name} takes ({wanted}), not ({given})")
 
 
 def _count_of(status: str) -> int:

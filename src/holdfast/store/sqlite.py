@@ -14,6 +14,7 @@ Invariants:
     - WAL and `synchronous=FULL`: what a commit acknowledged survives a crash of the machine.
     - The write connection has at most one user, on at most one thread.
     - No connection is used or closed in a forked child.
+    - What was deleted or replaced is overwritten with zeros in the file, once the log is copied.
     - A read-only ledger has no connection that could write, and leaves no file behind.
 """
 
@@ -24,7 +25,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import apsw
 
@@ -40,13 +41,14 @@ from holdfast.store.sqlite_batch import roll_back, run_batch
 from holdfast.store.sqlite_errors import Edge, translate
 from holdfast.store.sqlite_log import WAL_BYTES_MAX, LogKeeper
 from holdfast.store.sqlite_pool import Pool, Reader, find_file, leave_log, make_file, pragmas
-from holdfast.store.sqlite_tx import ReadBlock, WriteBlock, bind
+from holdfast.store.sqlite_tx import ReadBlock, WriteBlock
 from holdfast.store.turn import Turn, outwait
 from holdfast.store.worker import Worker
 from holdfast.store.writer import Writer
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
+    from holdfast.store.catalogue import Statement
     from holdfast.store.database import Row
     from holdfast.store.settings import StoreSettings
 
@@ -55,8 +57,6 @@ __all__ = ["SqliteDatabase", "open_sqlite"]
 MEMORY = ":memory:"
 BUSY_S = 10.0
 """How long to wait for another process to end its transaction: far longer than any of ours takes."""
-MEMORY_PAGE_BYTES = 1024
-"""Every page that a transaction changes is copied first, for its rollback: in memory that is most of its cost."""
 QUICK_S = 0.003
 """A flush up to this long may hold up the loop."""
 PROBE_EVERY, PROBE_EVERY_MAX = 32, 1024
@@ -80,6 +80,7 @@ class SqliteDatabase:
     dialect: Literal["sqlite", "postgres"] = "sqlite"
     lanes = 1
     connection: apsw.Connection
+    _cursor: apsw.Cursor
 
     def __init__(self, path: str, *, clock: Clock, settings: StoreSettings, read_only: bool) -> None:
         self.label = path
@@ -124,14 +125,31 @@ class SqliteDatabase:
 
     async def submit(self, statement: str, /, **params: object) -> Row | None:
         self.check()
-        if not self.memory or self.turn.taken or self.writer.pending_items or points.armed:
-            return await self._submit_soon(statement, params)
-        found = self.statements[statement]  # there is no flush to share
+        found = self.statements[statement]
+        values = found.bind(params)
+        if not self.memory:
+            if found.reads:
+                return self._look(found, values)
+        elif not (self.turn.taken or self.writer.pending_items or points.armed):  # there is no flush to share
+            try:
+                rows = self._cursor.execute(found.text, values).fetchall()
+            except self.edge.mapped as error:
+                raise translate(error, self.label) from error
+            return found.row(rows[0]) if rows else None
+        future: asyncio.Future[Row | None] = self.home.loop.create_future()
+        call = Call(found, values, future)
         try:
-            rows = self.connection.execute(found.text, bind(found, params)).fetchall()
-        except self.edge.mapped as error:
-            raise translate(error, self.label) from error
-        return found.row(rows[0]) if rows else None
+            if not self.writer.offer(call):
+                await self.writer.put(call)
+            return await future
+        except Overdue:
+            self.writer.withdraw(call)
+            raise Unavailable(f"{self.label} did not acknowledge a statement in time", "try again") from None
+        except asyncio.CancelledError:
+            self.writer.withdraw(call)
+            if self._crashed:  # which is what ended the wait
+                raise points.Crashed("the process crashed") from None
+            raise
 
     async def wait(self, channel: str, timeout: float, /) -> bool:  # noqa: ASYNC109 - a hint's wait ends early
         self.check()
@@ -228,23 +246,16 @@ class SqliteDatabase:
         finally:
             self.turn.give()
 
-    async def _submit_soon(self, statement: str, params: dict[str, object]) -> Row | None:
-        """Have the writer run a statement in the transaction of its next batch."""
-        future: asyncio.Future[Row | None] = self.home.loop.create_future()
-        bind(self.statements[statement], params)  # said at once, not after the commit
-        call = Call(statement, params, future)
-        try:
-            if not self.writer.offer(call):
-                await self.writer.put(call)
-            return await future
-        except Overdue:
-            self.writer.withdraw(call)
-            raise Unavailable(f"{self.label} did not acknowledge a statement in time", "try again") from None
-        except asyncio.CancelledError:
-            self.writer.withdraw(call)
-            if self._crashed:  # which is what ended the wait
-                raise points.Crashed("the process crashed") from None
-            raise
+    def _look(self, statement: Statement, values: tuple[Any, ...]) -> Row | None:
+        """Run a statement that only reads, beside whoever writes."""
+        with self.edge:
+            reader = self._pool.take()
+            try:
+                rows = reader.connection.execute(statement.text, values).fetchall()
+                self._pool.verify(reader)
+            finally:
+                self._pool.give(reader)
+        return statement.row(rows[0]) if rows else None
 
     def _go(self) -> None:
         self.writer.go(0)
@@ -445,8 +456,7 @@ class SqliteDatabase:
     def _connect(self) -> None:
         create = apsw.SQLITE_OPEN_CREATE if self.memory else 0  # a file has been made, with its mode
         self.connection = self._pool.connect(apsw.SQLITE_OPEN_READWRITE | create)
-        if self.memory:
-            pragmas(self.connection, f"page_size = {MEMORY_PAGE_BYTES}")
+        self._cursor = self.connection.cursor()  # for statements on their own: making one costs as much as a small one
 
     def _start_log(self) -> None:
         mode = self.connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
@@ -463,6 +473,8 @@ class SqliteDatabase:
         )  # fmt: skip
         if self.memory:
             return
+        # What is deleted is gone from the file. It costs where values of many pages are deleted: twice the log.
+        pragmas(self.connection, "secure_delete = ON")
         self.connection.set_busy_timeout(0)  # from here on the writer thread waits, not the loop
         if self._log is None:
             page_bytes = cast(int, self.connection.execute("PRAGMA page_size").fetchall()[0][0])

@@ -18,6 +18,9 @@ from holdfast.store.sqlite_errors import APPEND_FAULTS, translate
 
 __all__ = ["roll_back", "run_batch"]
 
+LARGE_BYTES = 1024 * 1024
+"""A statement with larger values is not cached: it would keep them until it runs again."""
+
 
 def run_batch(batch: Batch, connection: apsw.Connection, statements: Catalogue, label: str) -> None:
     """Run a batch in the transaction that has begun; the commit is the caller's.
@@ -37,7 +40,7 @@ def run_batch(batch: Batch, connection: apsw.Connection, statements: Catalogue, 
             else:
                 _run(group, cursor, statements)
         for call in batch.calls:
-            _call(call, cursor, statements, label)
+            _call(call, cursor, label)
         if points.armed:
             points.reach("batch.inserted")
     except APPEND_FAULTS as error:
@@ -90,15 +93,14 @@ def _run_carefully(group: Group, cursor: apsw.Cursor, statements: Catalogue, lab
     cursor.execute("RELEASE append")
 
 
-def _call(call: Call, cursor: apsw.Cursor, statements: Catalogue, label: str) -> None:
+def _call(call: Call, cursor: apsw.Cursor, label: str) -> None:
     """Run a statement; one that fails leaves nothing, and the transaction goes on."""
     try:
-        found = statements[call.statement]
-        rows = cursor.execute(found.text, cast(Any, call.params)).fetchall()
+        rows = cursor.execute(call.statement.text, call.values, can_cache=call.size < LARGE_BYTES).fetchall()
     except APPEND_FAULTS as error:
         call.error = translate(error, label)
     else:
-        call.row = found.row(rows[0]) if rows else None
+        call.row = call.statement.row(rows[0]) if rows else None
 
 
 def _find_recorded(group: Group, cursor: apsw.Cursor, statements: Catalogue) -> bool:

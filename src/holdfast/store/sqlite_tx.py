@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import apsw
 
 from holdfast.core.errors import StoreError
-from holdfast.store.catalogue import Catalogue, Statement
+from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Row
 from holdfast.store.sqlite_batch import roll_back
 from holdfast.store.sqlite_errors import Edge
@@ -22,7 +22,7 @@ from holdfast.store.sqlite_errors import Edge
 if TYPE_CHECKING:
     from holdfast.store.sqlite import SqliteDatabase
 
-__all__ = ["ReadBlock", "SqliteTx", "WriteBlock", "bind"]
+__all__ = ["ReadBlock", "SqliteTx", "WriteBlock"]
 
 
 class SqliteTx:
@@ -39,13 +39,13 @@ class SqliteTx:
     async def one(self, statement: str, /, **params: object) -> Row | None:
         found = self._statements[statement]
         with self._edge:
-            row = self._open().execute(found.text, bind(found, params)).fetchone()
+            row = self._open().execute(found.text, found.bind(params)).fetchone()
         return None if row is None else found.row(row)
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         found = self._statements[statement]
         with self._edge:
-            return list(map(found.row, self._open().execute(found.text, bind(found, params))))
+            return list(map(found.row, self._open().execute(found.text, found.bind(params))))
 
     async def run(self, statement: str, rows: Iterable[Sequence[object]], /) -> int:
         found = self._statements[statement]
@@ -67,18 +67,6 @@ class SqliteTx:
         if self._connection is None:
             raise StoreError("the transaction has ended", "use it inside its block only")
         return self._connection
-
-
-def bind(statement: Statement, params: dict[str, object]) -> Any:
-    """Return what binds the parameters of a statement.
-
-    Raises:
-        StoreError: There are more or fewer than it takes.
-    """
-    if len(params) != len(statement.params):
-        given, wanted = ", ".join(params), ", ".join(statement.params)
-        raise StoreError(f"{statement.name} takes ({wanted}), not ({given})")
-    return params
 
 
 class ReadBlock:

@@ -150,8 +150,9 @@ def raw_statements(database: Database) -> Callable[[], Awaitable[object]]:
             owner="", method="POST", route="/pay",
         )  # fmt: skip
         decision: Any = await keys.claim(
-            tx, claim, lease_until=now + 30_000_000, expires_at=now + 86_400_000_000, now=now
-        )
+            tx, claim, lease_until=now + 30_000_000, expires_at=now + 86_400_000_000, now=now,
+            new=database.dialect == "sqlite",
+        )  # fmt: skip
         sealed = seal_outcome(outcome, key_id=name, record_id=name)
         await keys.settle(tx, name, decision.fence, sealed, expires_at=now + 86_400_000_000, now=now)
 

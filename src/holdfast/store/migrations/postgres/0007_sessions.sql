@@ -28,7 +28,7 @@ CREATE TABLE session_raw_events (
     response_type     TEXT COLLATE "C" NOT NULL,
     response_sha256   BYTEA,
     response_bytes    BIGINT NOT NULL,
-    base_event        BYTEA,                      -- the event that a delta is against
+    base_event        BYTEA,                      -- the event that the request is a delta against; the event itself: a base; null: not packed yet
     fidelity          TEXT COLLATE "C" NOT NULL,  -- raw, reduced or metadata
     flags             TEXT COLLATE "C" NOT NULL,  -- words, sorted, one blank between
     derive_state      TEXT COLLATE "C" NOT NULL,  -- pending, derived, unparsed, refused or dead
@@ -41,6 +41,8 @@ CREATE UNIQUE INDEX session_raw_events_capture ON session_raw_events (org, captu
 CREATE UNIQUE INDEX session_raw_events_event ON session_raw_events (event_id);
 CREATE INDEX session_raw_events_group ON session_raw_events (org, group_key, seq);
 CREATE INDEX session_raw_events_state ON session_raw_events (derive_state, seq) WHERE derive_state <> 'derived';
+CREATE INDEX session_raw_events_unpacked ON session_raw_events (seq) WHERE base_event IS NULL AND request IS NOT NULL;
+CREATE INDEX session_raw_events_deltas ON session_raw_events (org, base_event) WHERE base_event <> event_id;
 
 CREATE TABLE session_ids (
     org                BYTEA NOT NULL,
@@ -64,12 +66,14 @@ CREATE TABLE session_cost_ledger (
     price_version TEXT COLLATE "C" NOT NULL,
     lines         BYTEA NOT NULL,             -- JSON
     actor         TEXT COLLATE "C" NOT NULL,
+    note          TEXT COLLATE "C" NOT NULL,  -- why, of one that was asked for again
     PRIMARY KEY (org, event_id, evidence_key, n)
 );
 
 CREATE TABLE session_attributions (
     org            BYTEA NOT NULL,
     attribution_id BYTEA NOT NULL,   -- 16 bytes
+    n              BIGINT NOT NULL,  -- from 0: later ones count over earlier ones
     selector       BYTEA NOT NULL,   -- JSON
     change         BYTEA NOT NULL,   -- JSON
     reason         TEXT COLLATE "C" NOT NULL,
@@ -77,6 +81,13 @@ CREATE TABLE session_attributions (
     created_at     BIGINT NOT NULL,  -- microseconds
     undone_at      BIGINT,           -- microseconds
     PRIMARY KEY (org, attribution_id)
+);
+
+CREATE TABLE session_rebuilds (
+    org        BYTEA NOT NULL PRIMARY KEY,  -- whose events are being derived anew
+    after_seq  BIGINT NOT NULL,           -- those up to here are
+    until_seq  BIGINT NOT NULL,           -- and this is the last one
+    started_at BIGINT NOT NULL            -- microseconds
 );
 
 CREATE TABLE session_edits (

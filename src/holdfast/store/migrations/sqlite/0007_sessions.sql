@@ -28,7 +28,7 @@ CREATE TABLE session_raw_events (
     response_type     TEXT NOT NULL,
     response_sha256   BLOB,
     response_bytes    INTEGER NOT NULL,
-    base_event        BLOB,              -- the event that a delta is against
+    base_event        BLOB,              -- the event that the request is a delta against; the event itself: a base; null: not packed yet
     fidelity          TEXT NOT NULL,     -- raw, reduced or metadata
     flags             TEXT NOT NULL,     -- words, sorted, one blank between
     derive_state      TEXT NOT NULL,     -- pending, derived, unparsed, refused or dead
@@ -41,6 +41,8 @@ CREATE UNIQUE INDEX session_raw_events_capture ON session_raw_events (org, captu
 CREATE UNIQUE INDEX session_raw_events_event ON session_raw_events (event_id);
 CREATE INDEX session_raw_events_group ON session_raw_events (org, group_key, seq);
 CREATE INDEX session_raw_events_state ON session_raw_events (derive_state, seq) WHERE derive_state <> 'derived';
+CREATE INDEX session_raw_events_unpacked ON session_raw_events (seq) WHERE base_event IS NULL AND request IS NOT NULL;
+CREATE INDEX session_raw_events_deltas ON session_raw_events (org, base_event) WHERE base_event <> event_id;
 
 CREATE TABLE session_ids (
     org                BLOB NOT NULL,
@@ -64,12 +66,14 @@ CREATE TABLE session_cost_ledger (
     price_version TEXT NOT NULL,
     lines         BLOB NOT NULL,     -- JSON
     actor         TEXT NOT NULL,
+    note          TEXT NOT NULL,  -- why, of one that was asked for again
     PRIMARY KEY (org, event_id, evidence_key, n)
 );
 
 CREATE TABLE session_attributions (
     org            BLOB NOT NULL,
     attribution_id BLOB NOT NULL,     -- 16 bytes
+    n              INTEGER NOT NULL,  -- from 0: later ones count over earlier ones
     selector       BLOB NOT NULL,     -- JSON
     change         BLOB NOT NULL,     -- JSON
     reason         TEXT NOT NULL,
@@ -77,6 +81,13 @@ CREATE TABLE session_attributions (
     created_at     INTEGER NOT NULL,  -- microseconds
     undone_at      INTEGER,           -- microseconds
     PRIMARY KEY (org, attribution_id)
+);
+
+CREATE TABLE session_rebuilds (
+    org        BLOB NOT NULL PRIMARY KEY,  -- whose events are being derived anew
+    after_seq  INTEGER NOT NULL,           -- those up to here are
+    until_seq  INTEGER NOT NULL,           -- and this is the last one
+    started_at INTEGER NOT NULL            -- microseconds
 );
 
 CREATE TABLE session_edits (

@@ -123,6 +123,16 @@ WHERE ($1::text IS NULL OR e.status = $1::text) AND ($2::text IS NULL OR e.kind 
   AND ($3::text IS NULL OR e.queue = $3::text) AND ($4::bigint IS NULL OR e.pk < $4::bigint)
 ORDER BY e.pk DESC LIMIT $5::bigint
 
+-- name: executions.under(id, low, high, most)
+-- columns: pk, id, uid, kind, status, waiting_on, reason, generation, chapter, queue, priority, available_at, input_hash, seed, output, failure, parent_pk, owner_id, fence, request, request_at, deadline_at, code_version, degraded, recoveries, bytes, created_at, updated_at, claimed_at, finished_at, host, machine_id, pid, lock_path, lease_until, started_at
+SELECT e.pk, e.id, e.uid, e.kind, e.status, e.waiting_on, e.reason, e.generation, e.chapter, e.queue, e.priority,
+       e.available_at, e.input_hash, e.seed, NULL::bytea AS output, NULL::bytea AS failure, e.parent_pk, e.owner_id, e.fence, e.request,
+       e.request_at, e.deadline_at, e.code_version, e.degraded, e.recoveries, e.bytes, e.created_at, e.updated_at,
+       e.claimed_at, e.finished_at, o.host, o.machine_id, o.pid, o.lock_path, o.lease_until, o.started_at
+FROM durable_executions e LEFT JOIN holdfast_owners o ON o.owner_id = e.owner_id
+WHERE e.id = $1::text OR (e.id > $2::text AND e.id < $3::text)
+ORDER BY e.pk LIMIT $4::bigint
+
 -- name: executions.takeable(after, most)
 -- columns: pk, id, uid, kind, status, waiting_on, reason, generation, chapter, queue, priority, available_at, input_hash, seed, output, failure, parent_pk, owner_id, fence, request, request_at, deadline_at, code_version, degraded, recoveries, bytes, created_at, updated_at, claimed_at, finished_at, host, machine_id, pid, lock_path, lease_until, started_at
 SELECT e.pk, e.id, e.uid, e.kind, e.status, e.waiting_on, e.reason, e.generation, e.chapter, e.queue, e.priority,

@@ -38,6 +38,21 @@ SELECT key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, me
        settled_at, expires_at, first_sent_at, format
 FROM made
 
+-- name: keys.make(key_id, scope_id, record_id, fingerprint, fp_version, method, route, claim_id, owner, lease_until, mode, on_lapse, irreversible, execution_id, now, expires_at, first_sent_at, in_flight_max)
+-- columns: fence
+-- Makes the row of a key that is taken to be new; nothing when it has one already, or the principal too many claims.
+INSERT INTO idem_keys (key_id, scope_id, record_id, state, fingerprint, fp_version, method, route, fence,
+                       claim_id, attempt, owner, lease_until, mode, on_lapse,
+                       irreversible, codec, execution_id, created_at, claimed_at,
+                       expires_at, first_sent_at, format)
+SELECT $1::bytea, $2::bytea, $3::bytea, 1, $4::bytea, $5::integer, $6::text, $7::text, nextval('idem_fence'),
+       $8::bytea, 1, $9::text, $10::bigint, $11::text, $12::text, $13::integer, 0, $14::text, $15::bigint, $15::bigint,
+       $16::bigint, $17::bigint, 1
+WHERE ($18::bigint IS NULL OR (SELECT count(*) FROM (
+           SELECT 1 FROM idem_keys WHERE scope_id = $2::bytea AND state = 1 AND lease_until > $15::bigint LIMIT $18::bigint) AS live) < $18::bigint)
+ON CONFLICT DO NOTHING
+RETURNING fence
+
 -- name: keys.get(key_id)
 -- columns: key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id, attempt, owner, lease_until, mode, on_lapse, irreversible, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, execution_id, created_at, claimed_at, settled_at, expires_at, first_sent_at, format
 SELECT key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id,

@@ -13,6 +13,13 @@ INSERT INTO holdfast_ledger (name, value)
 SELECT * FROM unnest($1::text[], $2::bytea[])
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 
+-- name: ledger.named(prefix)
+-- columns: name, value
+SELECT name, value FROM holdfast_ledger WHERE substr(name, 1, length($1::text)) = $1::text ORDER BY name
+
+-- name: ledger.drop(name)
+DELETE FROM holdfast_ledger WHERE name IN (SELECT * FROM unnest($1::text[]))
+
 -- name: ledger.add(name, value)
 INSERT INTO holdfast_ledger (name, value)
 SELECT * FROM unnest($1::text[], $2::bytea[])

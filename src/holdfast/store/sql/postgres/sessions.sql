@@ -42,24 +42,28 @@ WHERE derive_state = 'pending' AND seq > $1::bigint AND (retry_at IS NULL OR ret
 ORDER BY seq LIMIT $3::bigint
 
 -- name: raw_events.load(org, event_id)
--- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-SELECT seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage,
-       request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type,
-       response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-FROM session_raw_events WHERE org = $1::bytea AND event_id = $2::bytea
+-- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
+SELECT r.seq, r.event_id, r.capture_id, r.provider, r.source, r.fingerprint, r.group_key, r.caller, r.captured_at, r.received_at, r.envelope,
+       r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage, r.response, r.response_storage,
+       r.response_encoding, r.response_type, r.response_sha256, r.response_bytes, r.fidelity, r.flags, r.derive_state, r.attempts, r.error
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = $1::bytea AND r.event_id = $2::bytea
 
--- name: raw_events.derived(derive_state, derive_version, error, org, event_id)
+-- name: raw_events.derived(derive_state, derive_version, error, org, event_id, was, stamp)
 -- columns: seq
--- The fence: no row means that somebody else has derived it.
+-- The fence: no row means that somebody else has derived it, or has attributed something meanwhile.
 UPDATE session_raw_events SET derive_state = $1::text, derive_version = $2::bigint, error = $3::text, retry_at = NULL
-WHERE org = $4::bytea AND event_id = $5::bytea AND derive_state = 'pending'
+WHERE org = $4::bytea AND event_id = $5::bytea AND derive_state = $6::text
+  AND (SELECT count(*) + count(a.undone_at) FROM session_attributions a WHERE a.org = $4::bytea) = $7::bigint
 RETURNING seq
 
--- name: raw_events.refuse(org, event_id)
+-- name: raw_events.refuse(org, event_id, was, stamp)
 -- columns: seq
 UPDATE session_raw_events SET derive_state = 'refused', error = 'session_deleted', retry_at = NULL, envelope = '{}'::bytea,
-       request = NULL, request_sha256 = NULL, response = NULL, response_sha256 = NULL
-WHERE org = $1::bytea AND event_id = $2::bytea AND derive_state = 'pending'
+       request = NULL, request_sha256 = NULL, response = NULL, response_sha256 = NULL, base_event = NULL
+WHERE org = $1::bytea AND event_id = $2::bytea AND derive_state = $3::text
+  AND (SELECT count(*) + count(a.undone_at) FROM session_attributions a WHERE a.org = $1::bytea) = $4::bigint
 RETURNING seq
 
 -- name: raw_events.fail(derive_state, attempts, retry_at, error, org, event_id)
@@ -100,17 +104,92 @@ ORDER BY seq LIMIT $5::bigint
 SELECT seq, event_id, derive_state
 FROM session_raw_events WHERE org = $1::bytea AND group_key = $2::bytea AND seq > $3::bigint ORDER BY seq LIMIT $4::bigint
 
+-- name: raw_events.request(org, event_id)
+-- columns: request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage
+SELECT r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = $1::bytea AND r.event_id = $2::bytea
+
+-- name: raw_events.unpacked(before, after, org, limit)
+-- columns: seq, org, event_id, group_key, size
+SELECT seq, org, event_id, group_key, request_bytes AS size
+FROM session_raw_events
+WHERE base_event IS NULL AND request IS NOT NULL AND received_at < $1::bigint AND seq > $2::bigint
+  AND ($3::bytea IS NULL OR org = $3::bytea)
+ORDER BY seq LIMIT $4::bigint
+
+-- name: raw_events.count_unpacked(before, org)
+-- columns: count, size
+SELECT count(*) AS count, coalesce(sum(length(request)), 0)::bigint AS size
+FROM session_raw_events
+WHERE base_event IS NULL AND request IS NOT NULL AND received_at < $1::bigint AND ($2::bytea IS NULL OR org = $2::bytea)
+
+-- name: raw_events.bases(org, group_key, recent, limit)
+-- columns: base_event, taken
+-- Those that the last events of the group were packed against, with how many there are.
+SELECT u.base_event, (SELECT count(*) FROM session_raw_events d
+                      WHERE d.org = $1::bytea AND d.base_event = u.base_event AND d.base_event <> d.event_id) AS taken
+FROM (SELECT w.base_event, max(w.seq) AS used
+      FROM (SELECT base_event, seq FROM session_raw_events
+            WHERE org = $1::bytea AND group_key = $2::bytea AND base_event IS NOT NULL
+            ORDER BY seq DESC LIMIT $3::bigint) w
+      GROUP BY w.base_event) u
+ORDER BY u.used DESC LIMIT $4::bigint
+
+-- name: raw_events.hold_base(org, event_id)
+-- columns: seq
+-- A base that nobody takes away before the transaction ends.
+SELECT seq FROM session_raw_events
+WHERE org = $1::bytea AND event_id = $2::bytea AND base_event = event_id AND request IS NOT NULL
+FOR SHARE SKIP LOCKED
+
+-- name: raw_events.keep(org, event_id)
+-- columns: seq
+-- It stays as it is, and others may be packed against it.
+UPDATE session_raw_events SET base_event = event_id
+WHERE org = $1::bytea AND event_id = $2::bytea AND base_event IS NULL AND request IS NOT NULL
+  AND seq IN (SELECT seq FROM session_raw_events WHERE event_id = $2::bytea FOR UPDATE SKIP LOCKED)
+RETURNING seq
+
+-- name: raw_events.pack(request, base_event, org, event_id)
+-- columns: seq
+UPDATE session_raw_events SET request = $1::bytea, request_storage = 'delta', base_event = $2::bytea
+WHERE org = $3::bytea AND event_id = $4::bytea AND base_event IS NULL AND request IS NOT NULL
+  AND seq IN (SELECT seq FROM session_raw_events WHERE event_id = $4::bytea FOR UPDATE SKIP LOCKED)
+RETURNING seq
+
+-- name: raw_events.hold(org, ids)
+-- columns: event_id
+-- Nobody packs against them before the transaction ends.
+SELECT event_id FROM session_raw_events
+WHERE org = $1::bytea AND event_id IN (SELECT decode(w.value, 'hex') FROM jsonb_array_elements_text($2::jsonb) AS w (value))
+ORDER BY seq FOR UPDATE
+
+-- name: raw_events.deltas(ids, org)
+-- columns: event_id
+-- Others that are packed against them.
+SELECT d.event_id
+FROM jsonb_array_elements_text($1::jsonb) AS w (value) CROSS JOIN session_raw_events d
+WHERE d.org = $2::bytea AND d.base_event = decode(w.value, 'hex') AND d.base_event <> d.event_id
+ORDER BY d.seq
+
+-- name: raw_events.unpack(request, request_storage, org, event_id)
+-- columns: seq
+-- Packed anew later.
+UPDATE session_raw_events SET request = $1::bytea, request_storage = $2::text, base_event = NULL
+WHERE org = $3::bytea AND event_id = $4::bytea AND base_event IS NOT NULL AND request IS NOT NULL
+RETURNING seq
+
 -- name: raw_events.drop(org, event_id)
 DELETE FROM session_raw_events WHERE (org, event_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))
 
--- name: turns.hold(keys)
+-- name: turns.hold(shared, keys)
 -- columns: held
--- Until the transaction ends. On SQLite a transaction that writes is alone anyway.
-SELECT pg_advisory_xact_lock(w.value::bigint)::text AS held FROM jsonb_array_elements_text($1::jsonb) AS w (value)
-
--- name: turns.share(keys)
--- columns: held
+-- Until the transaction ends; what is shared first. On SQLite a transaction that writes is alone anyway.
 SELECT pg_advisory_xact_lock_shared(w.value::bigint)::text AS held FROM jsonb_array_elements_text($1::jsonb) AS w (value)
+UNION ALL
+SELECT pg_advisory_xact_lock(w.value::bigint)::text FROM jsonb_array_elements_text($2::jsonb) AS w (value)
 
 -- name: turn_evidence.put(org, event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts)
 INSERT INTO session_turn_evidence (org, event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key,
@@ -247,6 +326,12 @@ WHERE n.org = $3::bytea AND n.hash_version = $4::bigint AND n.hash = decode(w.va
 SELECT hash, parent_hash, role, content, mark
 FROM session_nodes WHERE org = $1::bytea AND hash_version = $2::bigint AND hash = $3::bytea
 
+-- name: nodes.contents(hashes, org)
+-- columns: hash, content
+SELECT n.hash, n.content
+FROM jsonb_array_elements_text($1::jsonb) AS w (value) CROSS JOIN session_nodes n
+WHERE n.org = $2::bytea AND n.hash_version = 1 AND n.hash = decode(w.value, 'hex')
+
 -- name: nodes.ancestry(org, hash_version, leaf, depth)
 -- columns: hash, parent_hash, role, content, mark, depth
 -- From a node to its root.
@@ -346,10 +431,10 @@ SELECT n, state, cost_pusd, price_version, lines
 FROM session_cost_ledger WHERE org = $1::bytea AND event_id = $2::bytea AND evidence_key = $3::text
 ORDER BY n DESC LIMIT 1
 
--- name: cost_ledger.append(org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor)
-INSERT INTO session_cost_ledger (org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor)
+-- name: cost_ledger.append(org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor, note)
+INSERT INTO session_cost_ledger (org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor, note)
 SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::bigint[], $9::text[],
-       $10::bytea[], $11::text[])
+       $10::bytea[], $11::text[], $12::text[])
 
 -- name: cost_ledger.drop(org, event_id)
 DELETE FROM session_cost_ledger WHERE (org, event_id) IN (SELECT * FROM unnest($1::bytea[], $2::bytea[]))
@@ -765,13 +850,14 @@ SELECT org FROM session_raw_events UNION SELECT org FROM session_sessions UNION 
 UNION SELECT org FROM session_turns ORDER BY org
 
 -- name: raw_events.scan(org, after_seq, limit)
--- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-SELECT seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage,
-       request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type,
-       response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-FROM session_raw_events
-WHERE org = $1::bytea AND seq > $2::bigint
-ORDER BY seq LIMIT $3::bigint
+-- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
+SELECT r.seq, r.event_id, r.capture_id, r.provider, r.source, r.fingerprint, r.group_key, r.caller, r.captured_at, r.received_at, r.envelope,
+       r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage, r.response, r.response_storage,
+       r.response_encoding, r.response_type, r.response_sha256, r.response_bytes, r.fidelity, r.flags, r.derive_state, r.attempts, r.error
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = $1::bytea AND r.seq > $2::bigint
+ORDER BY r.seq LIMIT $3::bigint
 
 -- name: turn_evidence.scan(org, after_event_id, after_evidence_key, limit)
 -- columns: event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts
@@ -869,6 +955,20 @@ WHERE l.org = $1::bytea AND l.session_id = $2::bytea AND n.org = l.org AND n.has
 SELECT seq, event_id, derive_state
 FROM session_raw_events WHERE org = $1::bytea AND seq > $2::bigint ORDER BY seq LIMIT $3::bigint
 
+-- name: turn_evidence.about(org, harness_id, harness_session_id, event_id, evidence_key, provider, message_id, request_id, join_key)
+-- columns: gone, known, priced, mixed, joined
+SELECT EXISTS (SELECT 1 FROM session_tombstones
+               WHERE org = $1::bytea AND harness_id = $2::text AND harness_session_id = $3::text) AS gone,
+       EXISTS (SELECT 1 FROM session_turn_evidence WHERE org = $1::bytea AND event_id = $4::bytea) AS known,
+       EXISTS (SELECT 1 FROM session_cost_ledger WHERE org = $1::bytea AND event_id = $4::bytea AND evidence_key = $5::text) AS priced,
+       EXISTS (SELECT 1 FROM session_turn_evidence
+               WHERE org = $1::bytea AND provider = $6::text AND message_id = $7::text AND message_id <> '' AND rank > 0)
+       OR EXISTS (SELECT 1 FROM session_turn_evidence
+                  WHERE org = $1::bytea AND provider = $6::text AND message_id = $7::text AND message_id <> '' AND rank = 0
+                    AND request_id = $8::text AND request_id <> '' AND event_id <> $4::bytea) AS mixed,
+       EXISTS (SELECT 1 FROM session_turn_evidence
+               WHERE org = $1::bytea AND join_key = $9::text AND rank > 0 AND message_id = '') AS joined
+
 -- name: turn_evidence.mixed(org, provider, message_id, request_id, event_id)
 -- columns: found
 SELECT 1 AS found
@@ -882,3 +982,117 @@ WHERE EXISTS (SELECT 1 FROM session_turn_evidence
 -- columns: found
 SELECT 1 AS found
 FROM session_turn_evidence WHERE org = $1::bytea AND join_key = $2::text AND rank > 0 AND message_id = '' LIMIT 1
+
+-- name: turn_evidence.of_events(ids, org)
+-- columns: event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts
+SELECT e.event_id, e.evidence_key, e.seq, e.turn_id, e.rank, e.source, e.mark, e.provider, e.message_id, e.request_id, e.join_key, e.caller, e.facts
+FROM jsonb_array_elements_text($1::jsonb) AS w (value) CROSS JOIN session_turn_evidence e
+WHERE e.org = $2::bytea AND e.event_id = decode(w.value, 'hex')
+
+-- name: raw_events.told(ids, org)
+-- columns: seq, event_id, capture_id, captured_at, flags, envelope
+SELECT r.seq, r.event_id, r.capture_id, r.captured_at, r.flags, r.envelope
+FROM jsonb_array_elements_text($1::jsonb) AS w (value) CROSS JOIN session_raw_events r
+WHERE r.org = $2::bytea AND r.event_id = decode(w.value, 'hex') AND r.derive_state <> 'refused'
+
+-- name: turns.used(org, after_id, session_id, model, since, until, limit)
+-- columns: turn_id, session_id, captured_at, mark, caller, response_hash, continues_hash, cost_pusd, computed_pusd, cost_state, price_version, usage_event, usage_key, row_hash, harness_id, harness_session_id
+-- Those whose usage is known to some extent, of a session, a model, a time.
+SELECT t.turn_id, t.session_id, t.captured_at, t.mark, t.caller, t.response_hash, t.continues_hash, t.cost_pusd, t.computed_pusd, t.cost_state,
+       t.price_version, t.usage_event, t.usage_key, t.row_hash, i.harness_id, i.harness_session_id
+FROM session_turns t
+JOIN session_ids i ON i.session_id = t.session_id AND i.org = t.org
+WHERE t.org = $1::bytea AND t.turn_id > $2::bytea AND t.usage_state NOT IN ('missing', 'none')
+  AND ($3::bytea IS NULL OR t.session_id = $3::bytea) AND ($4::text IS NULL OR t.model = $4::text)
+  AND ($5::bigint IS NULL OR t.captured_at >= $5::bigint) AND ($6::bigint IS NULL OR t.captured_at < $6::bigint)
+ORDER BY t.turn_id LIMIT $7::bigint
+
+-- name: attributions.list(org)
+-- columns: n, attribution_id, selector, change, reason, actor, created_at, undone_at
+SELECT n, attribution_id, selector, change, reason, actor, created_at, undone_at
+FROM session_attributions WHERE org = $1::bytea ORDER BY n
+
+-- name: attributions.put(org, attribution_id, n, selector, change, reason, actor, created_at)
+INSERT INTO session_attributions (org, attribution_id, n, selector, change, reason, actor, created_at)
+SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::bigint[])
+
+-- name: attributions.undo(undone_at, org, attribution_id)
+-- columns: n
+UPDATE session_attributions SET undone_at = $1::bigint
+WHERE org = $2::bytea AND attribution_id = $3::bytea AND undone_at IS NULL
+RETURNING n
+
+-- name: rebuilds.get(org)
+-- columns: after_seq, until_seq
+SELECT after_seq, until_seq FROM session_rebuilds WHERE org = $1::bytea
+
+-- name: rebuilds.begin(org, started_at)
+-- One that was broken off goes on.
+INSERT INTO session_rebuilds (org, after_seq, until_seq, started_at)
+SELECT w.org, 0, coalesce((SELECT max(seq) FROM session_raw_events r WHERE r.org = w.org), 0), w.started_at
+FROM unnest($1::bytea[], $2::bigint[]) AS w (org, started_at)
+ON CONFLICT (org) DO NOTHING
+
+-- name: rebuilds.advance(after_seq, org)
+UPDATE session_rebuilds b SET after_seq = w.after_seq
+FROM unnest($1::bigint[], $2::bytea[]) AS w (after_seq, org)
+WHERE b.org = w.org AND b.after_seq < w.after_seq
+
+-- name: rebuilds.finish(org)
+DELETE FROM session_rebuilds WHERE org = ANY ($1::bytea[])
+
+-- name: rebuilds.left(org)
+-- columns: count
+SELECT count(*) AS count
+FROM session_raw_events r LEFT JOIN session_rebuilds b ON b.org = r.org
+WHERE r.org = $1::bytea AND r.derive_state <> 'refused' AND (b.org IS NULL OR (r.seq > b.after_seq AND r.seq <= b.until_seq))
+
+-- name: raw_events.count_keys(mark)
+-- columns: item, head, count
+-- The mark of a sealed value and the number of its key, of every value that is sealed; what is not sealed is null.
+SELECT item, CASE WHEN substr(head, 1, 4) = $1::bytea THEN head END AS head, sum(count)::bigint AS count
+FROM (SELECT 'session_raw_events' AS item, substring(envelope FROM 1 FOR 5) AS head, count(*) AS count FROM session_raw_events WHERE envelope IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_raw_events' AS item, substring(request FROM 1 FOR 5) AS head, count(*) AS count FROM session_raw_events WHERE request IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_raw_events' AS item, substring(response FROM 1 FOR 5) AS head, count(*) AS count FROM session_raw_events WHERE response IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_turn_evidence' AS item, substring(facts FROM 1 FOR 5) AS head, count(*) AS count FROM session_turn_evidence WHERE facts IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_nodes' AS item, substring(content FROM 1 FOR 5) AS head, count(*) AS count FROM session_nodes WHERE content IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_parts' AS item, substring(content FROM 1 FOR 5) AS head, count(*) AS count FROM session_parts WHERE content IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_sessions' AS item, substring(fold FROM 1 FOR 5) AS head, count(*) AS count FROM session_sessions WHERE fold IS NOT NULL GROUP BY 1, 2) w
+GROUP BY 1, 2 ORDER BY 1, 2
+
+-- name: raw_events.reseal(envelope, request, response, org, event_id, was_envelope, was_request, was_response)
+-- columns: org
+UPDATE session_raw_events SET envelope = $1::bytea, request = $2::bytea, response = $3::bytea
+WHERE org = $4::bytea AND event_id = $5::bytea AND envelope = $6::bytea
+  AND request IS NOT DISTINCT FROM $7::bytea AND response IS NOT DISTINCT FROM $8::bytea
+RETURNING org
+
+-- name: turn_evidence.reseal(facts, org, event_id, evidence_key, was)
+-- columns: org
+UPDATE session_turn_evidence SET facts = $1::bytea
+WHERE org = $2::bytea AND event_id = $3::bytea AND evidence_key = $4::text AND facts = $5::bytea
+RETURNING org
+
+-- name: nodes.reseal(content, org, hash_version, hash, was)
+-- columns: org
+UPDATE session_nodes SET content = $1::bytea
+WHERE org = $2::bytea AND hash_version = $3::bigint AND hash = $4::bytea AND content = $5::bytea
+RETURNING org
+
+-- name: parts.reseal(content, org, hash, was)
+-- columns: org
+UPDATE session_parts SET content = $1::bytea
+WHERE org = $2::bytea AND hash = $3::bytea AND content = $4::bytea
+RETURNING org
+
+-- name: sessions.reseal(fold, org, session_id, was)
+-- columns: org
+UPDATE session_sessions SET fold = $1::bytea
+WHERE org = $2::bytea AND session_id = $3::bytea AND fold = $4::bytea
+RETURNING org
+
+-- name: raw_events.get(org, event_id)
+-- columns: seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state, attempts, retry_at, error
+SELECT seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state,
+       attempts, retry_at, error
+FROM session_raw_events WHERE org = $1::bytea AND event_id = $2::bytea

@@ -104,6 +104,16 @@ WHERE (:status IS NULL OR e.status = :status) AND (:kind IS NULL OR e.kind = :ki
   AND (:queue IS NULL OR e.queue = :queue) AND (:before IS NULL OR e.pk < :before)
 ORDER BY e.pk DESC LIMIT :most
 
+-- name: executions.under(id, low, high, most)
+-- columns: pk, id, uid, kind, status, waiting_on, reason, generation, chapter, queue, priority, available_at, input_hash, seed, output, failure, parent_pk, owner_id, fence, request, request_at, deadline_at, code_version, degraded, recoveries, bytes, created_at, updated_at, claimed_at, finished_at, host, machine_id, pid, lock_path, lease_until, started_at
+SELECT e.pk, e.id, e.uid, e.kind, e.status, e.waiting_on, e.reason, e.generation, e.chapter, e.queue, e.priority,
+       e.available_at, e.input_hash, e.seed, NULL AS output, NULL AS failure, e.parent_pk, e.owner_id, e.fence, e.request,
+       e.request_at, e.deadline_at, e.code_version, e.degraded, e.recoveries, e.bytes, e.created_at, e.updated_at,
+       e.claimed_at, e.finished_at, o.host, o.machine_id, o.pid, o.lock_path, o.lease_until, o.started_at
+FROM durable_executions e LEFT JOIN holdfast_owners o ON o.owner_id = e.owner_id
+WHERE e.id = :id OR (e.id > :low AND e.id < :high)
+ORDER BY e.pk LIMIT :most
+
 -- name: executions.takeable(after, most)
 -- columns: pk, id, uid, kind, status, waiting_on, reason, generation, chapter, queue, priority, available_at, input_hash, seed, output, failure, parent_pk, owner_id, fence, request, request_at, deadline_at, code_version, degraded, recoveries, bytes, created_at, updated_at, claimed_at, finished_at, host, machine_id, pid, lock_path, lease_until, started_at
 SELECT e.pk, e.id, e.uid, e.kind, e.status, e.waiting_on, e.reason, e.generation, e.chapter, e.queue, e.priority,

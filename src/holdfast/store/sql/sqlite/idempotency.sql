@@ -19,6 +19,21 @@ RETURNING key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version,
           body_bytes, body_digest, block_sum, codec, cipher_key, reason, execution_id, created_at,
           claimed_at, settled_at, expires_at, first_sent_at, format
 
+-- name: keys.make(key_id, scope_id, record_id, fingerprint, fp_version, method, route, claim_id, owner, lease_until, mode, on_lapse, irreversible, execution_id, now, expires_at, first_sent_at, in_flight_max)
+-- columns: fence
+-- Makes the row of a key that is taken to be new; nothing when it has one already, or the principal too many claims.
+-- One row of values, which is ignored for its null where there are too many claims: less work than a SELECT with a condition.
+INSERT OR IGNORE INTO idem_keys (key_id, scope_id, record_id, state, fingerprint, fp_version, method, route, fence,
+                                 claim_id, attempt, owner, lease_until, mode, on_lapse,
+                                 irreversible, codec, execution_id, created_at, claimed_at,
+                                 expires_at, first_sent_at, format)
+VALUES (:key_id, :scope_id, :record_id, 1, :fingerprint, :fp_version, :method, :route, (SELECT value + 1 FROM
+        holdfast_ledger WHERE name = 'idem_fence'), :claim_id, 1, :owner, :lease_until, :mode, :on_lapse,
+        :irreversible, 0, :execution_id, :now, :now, :expires_at, :first_sent_at,
+        CASE WHEN :in_flight_max IS NULL OR (SELECT count(*) FROM idem_keys
+             WHERE scope_id = :scope_id AND state = 1 AND lease_until > :now) < :in_flight_max THEN 1 END)
+RETURNING fence
+
 -- name: keys.get(key_id)
 -- columns: key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id, attempt, owner, lease_until, mode, on_lapse, irreversible, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, execution_id, created_at, claimed_at, settled_at, expires_at, first_sent_at, format
 SELECT key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id,
@@ -191,7 +206,9 @@ SELECT count(*) AS count FROM idem_keys WHERE state = 4
 -- name: keys.usage(since, scope_id)
 -- columns: keys_count, stored_bytes
 SELECT count(CASE WHEN created_at >= :since THEN 1 END) AS keys_count, coalesce(sum(body_bytes), 0) AS stored_bytes
-FROM idem_keys WHERE scope_id = :scope_id
+FROM (SELECT created_at, body_bytes FROM idem_keys WHERE scope_id = :scope_id AND state <> 1
+      UNION ALL
+      SELECT created_at, body_bytes FROM idem_keys WHERE scope_id = :scope_id AND state = 1)
 
 -- name: keys.list(state, route, since, before_at, before_id, most)
 -- columns: key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id, attempt, owner, lease_until, mode, on_lapse, irreversible, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, execution_id, created_at, claimed_at, settled_at, expires_at, first_sent_at, format
@@ -223,8 +240,11 @@ SELECT key_id FROM idem_keys WHERE cipher_key IS NOT NULL ORDER BY settled_at DE
 
 -- name: keys.expired(now, most)
 -- columns: key_id
-SELECT key_id FROM idem_keys
-WHERE expires_at <= :now AND NOT (state = 1 AND lease_until > :now) LIMIT :most
+-- What is under way is in no index of expiries: it is few rows, and most are settled long before.
+SELECT key_id FROM idem_keys WHERE state <> 1 AND expires_at <= :now
+UNION ALL
+SELECT key_id FROM idem_keys WHERE state = 1 AND lease_until <= :now AND expires_at <= :now
+LIMIT :most
 
 -- name: keys.force(state, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, settled_at, expires_at, key_id, was_fence, was_state, was_until)
 -- columns: fence

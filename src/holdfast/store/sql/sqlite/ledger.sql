@@ -12,6 +12,13 @@ SELECT value FROM holdfast_ledger WHERE name = :name
 INSERT INTO holdfast_ledger (name, value) VALUES (:name, :value)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 
+-- name: ledger.named(prefix)
+-- columns: name, value
+SELECT name, value FROM holdfast_ledger WHERE substr(name, 1, length(:prefix)) = :prefix ORDER BY name
+
+-- name: ledger.drop(name)
+DELETE FROM holdfast_ledger WHERE name = :name
+
 -- name: ledger.add(name, value)
 INSERT INTO holdfast_ledger (name, value) VALUES (:name, :value)
 ON CONFLICT (name) DO NOTHING

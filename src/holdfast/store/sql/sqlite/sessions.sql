@@ -2,17 +2,16 @@
 
 -- name: raw_events.accept(org, event_id, capture_id, source, provider, fingerprint, group_key, captured_at, received_at, access_key_id, caller, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, harness_id, harness_session_id)
 -- columns: seq
--- No row: the capture id is known, or the session was deleted.
-INSERT INTO session_raw_events (org, event_id, capture_id, source, provider, fingerprint, group_key, captured_at, received_at, access_key_id,
+-- No row: the capture id is known, or the session was deleted. A SELECT with RETURNING would copy the bodies once more.
+INSERT OR IGNORE INTO session_raw_events (org, event_id, capture_id, source, provider, fingerprint, group_key, captured_at, received_at, access_key_id,
        caller, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage,
        response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, derive_version, attempts, error)
-SELECT :org, :event_id, :capture_id, :source, :provider, :fingerprint, :group_key, :captured_at, :received_at, :access_key_id, :caller, :envelope,
+VALUES (:org, :event_id, :capture_id, :source, :provider, :fingerprint, :group_key, :captured_at, :received_at, :access_key_id, :caller, :envelope,
        :request, :request_storage, :request_encoding, :request_type, :request_sha256, :request_bytes, :response, :response_storage,
        :response_encoding, :response_type, :response_sha256, :response_bytes, :fidelity, :flags,
-       'pending', 0, 0, ''
-WHERE NOT EXISTS (SELECT 1 FROM session_tombstones t
-                  WHERE t.org = :org AND t.harness_id = :harness_id AND t.harness_session_id = :harness_session_id)
-ON CONFLICT (org, capture_id) DO NOTHING
+       CASE WHEN EXISTS (SELECT 1 FROM session_tombstones t
+                         WHERE t.org = :org AND t.harness_id = :harness_id AND t.harness_session_id = :harness_session_id)
+            THEN NULL ELSE 'pending' END, 0, 0, '')
 RETURNING seq
 
 -- name: raw_events.known(org, capture_id)
@@ -42,24 +41,28 @@ WHERE derive_state = 'pending' AND seq > :after AND (retry_at IS NULL OR retry_a
 ORDER BY seq LIMIT :limit
 
 -- name: raw_events.load(org, event_id)
--- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-SELECT seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage,
-       request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type,
-       response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-FROM session_raw_events WHERE org = :org AND event_id = :event_id
+-- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
+SELECT r.seq, r.event_id, r.capture_id, r.provider, r.source, r.fingerprint, r.group_key, r.caller, r.captured_at, r.received_at, r.envelope,
+       r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage, r.response, r.response_storage,
+       r.response_encoding, r.response_type, r.response_sha256, r.response_bytes, r.fidelity, r.flags, r.derive_state, r.attempts, r.error
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = :org AND r.event_id = :event_id
 
--- name: raw_events.derived(derive_state, derive_version, error, org, event_id)
+-- name: raw_events.derived(derive_state, derive_version, error, org, event_id, was, stamp)
 -- columns: seq
--- The fence: no row means that somebody else has derived it.
+-- The fence: no row means that somebody else has derived it, or has attributed something meanwhile.
 UPDATE session_raw_events SET derive_state = :derive_state, derive_version = :derive_version, error = :error, retry_at = NULL
-WHERE org = :org AND event_id = :event_id AND derive_state = 'pending'
+WHERE org = :org AND event_id = :event_id AND derive_state = :was
+  AND (SELECT count(*) + count(a.undone_at) FROM session_attributions a WHERE a.org = :org) = :stamp
 RETURNING seq
 
--- name: raw_events.refuse(org, event_id)
+-- name: raw_events.refuse(org, event_id, was, stamp)
 -- columns: seq
 UPDATE session_raw_events SET derive_state = 'refused', error = 'session_deleted', retry_at = NULL, envelope = CAST('{}' AS BLOB),
-       request = NULL, request_sha256 = NULL, response = NULL, response_sha256 = NULL
-WHERE org = :org AND event_id = :event_id AND derive_state = 'pending'
+       request = NULL, request_sha256 = NULL, response = NULL, response_sha256 = NULL, base_event = NULL
+WHERE org = :org AND event_id = :event_id AND derive_state = :was
+  AND (SELECT count(*) + count(a.undone_at) FROM session_attributions a WHERE a.org = :org) = :stamp
 RETURNING seq
 
 -- name: raw_events.fail(derive_state, attempts, retry_at, error, org, event_id)
@@ -100,17 +103,86 @@ ORDER BY seq LIMIT :limit
 SELECT seq, event_id, derive_state
 FROM session_raw_events WHERE org = :org AND group_key = :group_key AND seq > :after ORDER BY seq LIMIT :limit
 
+-- name: raw_events.request(org, event_id)
+-- columns: request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage
+SELECT r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = :org AND r.event_id = :event_id
+
+-- name: raw_events.unpacked(before, after, org, limit)
+-- columns: seq, org, event_id, group_key, size
+SELECT seq, org, event_id, group_key, request_bytes AS size
+FROM session_raw_events
+WHERE base_event IS NULL AND request IS NOT NULL AND received_at < :before AND seq > :after
+  AND (:org IS NULL OR org = :org)
+ORDER BY seq LIMIT :limit
+
+-- name: raw_events.count_unpacked(before, org)
+-- columns: count, size
+SELECT count(*) AS count, coalesce(sum(length(request)), 0) AS size
+FROM session_raw_events
+WHERE base_event IS NULL AND request IS NOT NULL AND received_at < :before AND (:org IS NULL OR org = :org)
+
+-- name: raw_events.bases(org, group_key, recent, limit)
+-- columns: base_event, taken
+-- Those that the last events of the group were packed against, with how many there are.
+SELECT u.base_event, (SELECT count(*) FROM session_raw_events d
+                      WHERE d.org = :org AND d.base_event = u.base_event AND d.base_event <> d.event_id) AS taken
+FROM (SELECT w.base_event, max(w.seq) AS used
+      FROM (SELECT base_event, seq FROM session_raw_events
+            WHERE org = :org AND group_key = :group_key AND base_event IS NOT NULL
+            ORDER BY seq DESC LIMIT :recent) w
+      GROUP BY w.base_event) u
+ORDER BY u.used DESC LIMIT :limit
+
+-- name: raw_events.hold_base(org, event_id)
+-- columns: seq
+-- A base that nobody takes away before the transaction ends.
+SELECT seq FROM session_raw_events
+WHERE org = :org AND event_id = :event_id AND base_event = event_id AND request IS NOT NULL
+
+-- name: raw_events.keep(org, event_id)
+-- columns: seq
+-- It stays as it is, and others may be packed against it.
+UPDATE session_raw_events SET base_event = event_id
+WHERE org = :org AND event_id = :event_id AND base_event IS NULL AND request IS NOT NULL
+RETURNING seq
+
+-- name: raw_events.pack(request, base_event, org, event_id)
+-- columns: seq
+UPDATE session_raw_events SET request = :request, request_storage = 'delta', base_event = :base_event
+WHERE org = :org AND event_id = :event_id AND base_event IS NULL AND request IS NOT NULL
+RETURNING seq
+
+-- name: raw_events.hold(org, ids)
+-- columns: event_id
+-- Nobody packs against them before the transaction ends.
+SELECT event_id FROM session_raw_events
+WHERE org = :org AND event_id IN (SELECT unhex(w.value) FROM json_each(:ids) AS w)
+
+-- name: raw_events.deltas(ids, org)
+-- columns: event_id
+-- Others that are packed against them.
+SELECT d.event_id
+FROM json_each(:ids) AS w CROSS JOIN session_raw_events d
+WHERE d.org = :org AND d.base_event = unhex(w.value) AND d.base_event <> d.event_id
+ORDER BY d.seq
+
+-- name: raw_events.unpack(request, request_storage, org, event_id)
+-- columns: seq
+-- Packed anew later.
+UPDATE session_raw_events SET request = :request, request_storage = :request_storage, base_event = NULL
+WHERE org = :org AND event_id = :event_id AND base_event IS NOT NULL AND request IS NOT NULL
+RETURNING seq
+
 -- name: raw_events.drop(org, event_id)
 DELETE FROM session_raw_events WHERE org = :org AND event_id = :event_id
 
--- name: turns.hold(keys)
+-- name: turns.hold(shared, keys)
 -- columns: held
 -- Until the transaction ends. On SQLite a transaction that writes is alone anyway.
-SELECT NULL AS held FROM json_each(:keys) WHERE 0
-
--- name: turns.share(keys)
--- columns: held
-SELECT NULL AS held FROM json_each(:keys) WHERE 0
+SELECT NULL AS held WHERE 0 AND :shared = :keys
 
 -- name: turn_evidence.put(org, event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts)
 INSERT INTO session_turn_evidence (org, event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key,
@@ -245,6 +317,12 @@ WHERE n.org = :org AND n.hash_version = :hash_version AND n.hash = unhex(w.value
 SELECT hash, parent_hash, role, content, mark
 FROM session_nodes WHERE org = :org AND hash_version = :hash_version AND hash = :hash
 
+-- name: nodes.contents(hashes, org)
+-- columns: hash, content
+SELECT n.hash, n.content
+FROM json_each(:hashes) AS w CROSS JOIN session_nodes n
+WHERE n.org = :org AND n.hash_version = 1 AND n.hash = unhex(w.value)
+
 -- name: nodes.ancestry(org, hash_version, leaf, depth)
 -- columns: hash, parent_hash, role, content, mark, depth
 -- From a node to its root.
@@ -343,9 +421,9 @@ SELECT n, state, cost_pusd, price_version, lines
 FROM session_cost_ledger WHERE org = :org AND event_id = :event_id AND evidence_key = :evidence_key
 ORDER BY n DESC LIMIT 1
 
--- name: cost_ledger.append(org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor)
-INSERT INTO session_cost_ledger (org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor)
-VALUES (:org, :event_id, :evidence_key, :n, :at, :reason, :state, :cost_pusd, :price_version, :lines, :actor)
+-- name: cost_ledger.append(org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor, note)
+INSERT INTO session_cost_ledger (org, event_id, evidence_key, n, at, reason, state, cost_pusd, price_version, lines, actor, note)
+VALUES (:org, :event_id, :evidence_key, :n, :at, :reason, :state, :cost_pusd, :price_version, :lines, :actor, :note)
 
 -- name: cost_ledger.drop(org, event_id)
 DELETE FROM session_cost_ledger WHERE org = :org AND event_id = :event_id
@@ -761,13 +839,14 @@ SELECT org FROM session_raw_events UNION SELECT org FROM session_sessions UNION 
 UNION SELECT org FROM session_turns ORDER BY org
 
 -- name: raw_events.scan(org, after_seq, limit)
--- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-SELECT seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage,
-       request_encoding, request_type, request_sha256, request_bytes, response, response_storage, response_encoding, response_type,
-       response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
-FROM session_raw_events
-WHERE org = :org AND seq > :after_seq
-ORDER BY seq LIMIT :limit
+-- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
+SELECT r.seq, r.event_id, r.capture_id, r.provider, r.source, r.fingerprint, r.group_key, r.caller, r.captured_at, r.received_at, r.envelope,
+       r.request, r.request_storage, r.request_encoding, r.request_type, r.request_sha256, r.request_bytes, r.base_event,
+       CASE WHEN r.request_storage = 'delta' THEN b.request END AS base_request, b.request_storage AS base_storage, r.response, r.response_storage,
+       r.response_encoding, r.response_type, r.response_sha256, r.response_bytes, r.fidelity, r.flags, r.derive_state, r.attempts, r.error
+FROM session_raw_events r LEFT JOIN session_raw_events b ON b.org = r.org AND b.event_id = r.base_event
+WHERE r.org = :org AND r.seq > :after_seq
+ORDER BY r.seq LIMIT :limit
 
 -- name: turn_evidence.scan(org, after_event_id, after_evidence_key, limit)
 -- columns: event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts
@@ -865,6 +944,20 @@ WHERE l.org = :org AND l.session_id = :session_id AND n.org = l.org AND n.hash_v
 SELECT seq, event_id, derive_state
 FROM session_raw_events WHERE org = :org AND seq > :after ORDER BY seq LIMIT :limit
 
+-- name: turn_evidence.about(org, harness_id, harness_session_id, event_id, evidence_key, provider, message_id, request_id, join_key)
+-- columns: gone, known, priced, mixed, joined
+SELECT EXISTS (SELECT 1 FROM session_tombstones
+               WHERE org = :org AND harness_id = :harness_id AND harness_session_id = :harness_session_id) AS gone,
+       EXISTS (SELECT 1 FROM session_turn_evidence WHERE org = :org AND event_id = :event_id) AS known,
+       EXISTS (SELECT 1 FROM session_cost_ledger WHERE org = :org AND event_id = :event_id AND evidence_key = :evidence_key) AS priced,
+       EXISTS (SELECT 1 FROM session_turn_evidence
+               WHERE org = :org AND provider = :provider AND message_id = :message_id AND message_id <> '' AND rank > 0)
+       OR EXISTS (SELECT 1 FROM session_turn_evidence
+                  WHERE org = :org AND provider = :provider AND message_id = :message_id AND message_id <> '' AND rank = 0
+                    AND request_id = :request_id AND request_id <> '' AND event_id <> :event_id) AS mixed,
+       EXISTS (SELECT 1 FROM session_turn_evidence
+               WHERE org = :org AND join_key = :join_key AND rank > 0 AND message_id = '') AS joined
+
 -- name: turn_evidence.mixed(org, provider, message_id, request_id, event_id)
 -- columns: found
 SELECT 1 AS found
@@ -878,3 +971,114 @@ WHERE EXISTS (SELECT 1 FROM session_turn_evidence
 -- columns: found
 SELECT 1 AS found
 FROM session_turn_evidence WHERE org = :org AND join_key = :join_key AND rank > 0 AND message_id = '' LIMIT 1
+
+-- name: turn_evidence.of_events(ids, org)
+-- columns: event_id, evidence_key, seq, turn_id, rank, source, mark, provider, message_id, request_id, join_key, caller, facts
+SELECT e.event_id, e.evidence_key, e.seq, e.turn_id, e.rank, e.source, e.mark, e.provider, e.message_id, e.request_id, e.join_key, e.caller, e.facts
+FROM json_each(:ids) AS w CROSS JOIN session_turn_evidence e
+WHERE e.org = :org AND e.event_id = unhex(w.value)
+
+-- name: raw_events.told(ids, org)
+-- columns: seq, event_id, capture_id, captured_at, flags, envelope
+SELECT r.seq, r.event_id, r.capture_id, r.captured_at, r.flags, r.envelope
+FROM json_each(:ids) AS w CROSS JOIN session_raw_events r
+WHERE r.org = :org AND r.event_id = unhex(w.value) AND r.derive_state <> 'refused'
+
+-- name: turns.used(org, after_id, session_id, model, since, until, limit)
+-- columns: turn_id, session_id, captured_at, mark, caller, response_hash, continues_hash, cost_pusd, computed_pusd, cost_state, price_version, usage_event, usage_key, row_hash, harness_id, harness_session_id
+-- Those whose usage is known to some extent, of a session, a model, a time.
+SELECT t.turn_id, t.session_id, t.captured_at, t.mark, t.caller, t.response_hash, t.continues_hash, t.cost_pusd, t.computed_pusd, t.cost_state,
+       t.price_version, t.usage_event, t.usage_key, t.row_hash, i.harness_id, i.harness_session_id
+FROM session_turns t
+JOIN session_ids i ON i.session_id = t.session_id AND i.org = t.org
+WHERE t.org = :org AND t.turn_id > :after_id AND t.usage_state NOT IN ('missing', 'none')
+  AND (:session_id IS NULL OR t.session_id = :session_id) AND (:model IS NULL OR t.model = :model)
+  AND (:since IS NULL OR t.captured_at >= :since) AND (:until IS NULL OR t.captured_at < :until)
+ORDER BY t.turn_id LIMIT :limit
+
+-- name: attributions.list(org)
+-- columns: n, attribution_id, selector, change, reason, actor, created_at, undone_at
+SELECT n, attribution_id, selector, change, reason, actor, created_at, undone_at
+FROM session_attributions WHERE org = :org ORDER BY n
+
+-- name: attributions.put(org, attribution_id, n, selector, change, reason, actor, created_at)
+INSERT INTO session_attributions (org, attribution_id, n, selector, change, reason, actor, created_at)
+VALUES (:org, :attribution_id, :n, :selector, :change, :reason, :actor, :created_at)
+
+-- name: attributions.undo(undone_at, org, attribution_id)
+-- columns: n
+UPDATE session_attributions SET undone_at = :undone_at
+WHERE org = :org AND attribution_id = :attribution_id AND undone_at IS NULL
+RETURNING n
+
+-- name: rebuilds.get(org)
+-- columns: after_seq, until_seq
+SELECT after_seq, until_seq FROM session_rebuilds WHERE org = :org
+
+-- name: rebuilds.begin(org, started_at)
+-- One that was broken off goes on.
+INSERT INTO session_rebuilds (org, after_seq, until_seq, started_at)
+SELECT :org, 0, coalesce(max(seq), 0), :started_at FROM session_raw_events WHERE org = :org
+ON CONFLICT (org) DO NOTHING
+
+-- name: rebuilds.advance(after_seq, org)
+UPDATE session_rebuilds SET after_seq = :after_seq WHERE org = :org AND after_seq < :after_seq
+
+-- name: rebuilds.finish(org)
+DELETE FROM session_rebuilds WHERE org = :org
+
+-- name: rebuilds.left(org)
+-- columns: count
+SELECT count(*) AS count
+FROM session_raw_events r LEFT JOIN session_rebuilds b ON b.org = r.org
+WHERE r.org = :org AND r.derive_state <> 'refused' AND (b.org IS NULL OR (r.seq > b.after_seq AND r.seq <= b.until_seq))
+
+-- name: raw_events.count_keys(mark)
+-- columns: item, head, count
+-- The mark of a sealed value and the number of its key, of every value that is sealed; what is not sealed is null.
+SELECT item, CASE WHEN substr(head, 1, 4) = :mark THEN head END AS head, sum(count) AS count
+FROM (SELECT 'session_raw_events' AS item, substr(envelope, 1, 5) AS head, count(*) AS count FROM session_raw_events WHERE envelope IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_raw_events' AS item, substr(request, 1, 5) AS head, count(*) AS count FROM session_raw_events WHERE request IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_raw_events' AS item, substr(response, 1, 5) AS head, count(*) AS count FROM session_raw_events WHERE response IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_turn_evidence' AS item, substr(facts, 1, 5) AS head, count(*) AS count FROM session_turn_evidence WHERE facts IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_nodes' AS item, substr(content, 1, 5) AS head, count(*) AS count FROM session_nodes WHERE content IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_parts' AS item, substr(content, 1, 5) AS head, count(*) AS count FROM session_parts WHERE content IS NOT NULL GROUP BY 1, 2
+UNION ALL SELECT 'session_sessions' AS item, substr(fold, 1, 5) AS head, count(*) AS count FROM session_sessions WHERE fold IS NOT NULL GROUP BY 1, 2) w
+GROUP BY 1, 2 ORDER BY 1, 2
+
+-- name: raw_events.reseal(envelope, request, response, org, event_id, was_envelope, was_request, was_response)
+-- columns: org
+UPDATE session_raw_events SET envelope = :envelope, request = :request, response = :response
+WHERE org = :org AND event_id = :event_id AND envelope = :was_envelope
+  AND request IS :was_request AND response IS :was_response
+RETURNING org
+
+-- name: turn_evidence.reseal(facts, org, event_id, evidence_key, was)
+-- columns: org
+UPDATE session_turn_evidence SET facts = :facts
+WHERE org = :org AND event_id = :event_id AND evidence_key = :evidence_key AND facts = :was
+RETURNING org
+
+-- name: nodes.reseal(content, org, hash_version, hash, was)
+-- columns: org
+UPDATE session_nodes SET content = :content
+WHERE org = :org AND hash_version = :hash_version AND hash = :hash AND content = :was
+RETURNING org
+
+-- name: parts.reseal(content, org, hash, was)
+-- columns: org
+UPDATE session_parts SET content = :content
+WHERE org = :org AND hash = :hash AND content = :was
+RETURNING org
+
+-- name: sessions.reseal(fold, org, session_id, was)
+-- columns: org
+UPDATE session_sessions SET fold = :fold
+WHERE org = :org AND session_id = :session_id AND fold = :was
+RETURNING org
+
+-- name: raw_events.get(org, event_id)
+-- columns: seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state, attempts, retry_at, error
+SELECT seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state,
+       attempts, retry_at, error
+FROM session_raw_events WHERE org = :org AND event_id = :event_id
