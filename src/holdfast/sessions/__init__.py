@@ -14,6 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from holdfast.sessions.archive.reading import Ancestry as Ancestry
+    from holdfast.sessions.archive.reading import Difference as Difference
+    from holdfast.sessions.asking import Payload as Payload
+    from holdfast.sessions.asking import RawBody as RawBody
     from holdfast.sessions.config import Classify as Classify
     from holdfast.sessions.config import Derive as Derive
     from holdfast.sessions.config import Prices as Prices
@@ -58,16 +62,25 @@ if TYPE_CHECKING:
     from holdfast.sessions.errors import UnsupportedEncoding as UnsupportedEncoding
     from holdfast.sessions.errors import UnsupportedMediaType as UnsupportedMediaType
     from holdfast.sessions.facade import Archive as Archive
-    from holdfast.sessions.facade import DeleteReport as DeleteReport
-    from holdfast.sessions.facade import Payload as Payload
-    from holdfast.sessions.facade import RawBody as RawBody
-    from holdfast.sessions.facade import SessionRef as SessionRef
-    from holdfast.sessions.facade import Violation as Violation
+    from holdfast.sessions.overlays import Attribution as Attribution
+    from holdfast.sessions.packer import PackReport as PackReport
     from holdfast.sessions.prices import GenaiPrices as GenaiPrices
     from holdfast.sessions.pricing import CardSource as CardSource
     from holdfast.sessions.pricing import PriceQuery as PriceQuery
     from holdfast.sessions.pricing import PriceSource as PriceSource
     from holdfast.sessions.pricing import RateCard as RateCard
+    from holdfast.sessions.repairing import Violation as Violation
+    from holdfast.sessions.reports import Attributed as Attributed
+    from holdfast.sessions.reports import AttributedSession as AttributedSession
+    from holdfast.sessions.reports import AttributedTurn as AttributedTurn
+    from holdfast.sessions.reports import AttributionReport as AttributionReport
+    from holdfast.sessions.reports import DeleteReport as DeleteReport
+    from holdfast.sessions.reports import Place as Place
+    from holdfast.sessions.reports import RepriceReport as RepriceReport
+    from holdfast.sessions.reports import Selector as Selector
+    from holdfast.sessions.reports import SessionRef as SessionRef
+    from holdfast.sessions.reports import SessionTotals as SessionTotals
+    from holdfast.sessions.reports import TurnFilters as TurnFilters
     from holdfast.sessions.values import LOCAL as LOCAL
     from holdfast.sessions.values import Block as Block
     from holdfast.sessions.values import Call as Call
@@ -85,22 +98,27 @@ if TYPE_CHECKING:
     from holdfast.sessions.views import Branches as Branches
     from holdfast.sessions.views import Fork as Fork
     from holdfast.sessions.views import Leaf as Leaf
+    from holdfast.sessions.views import Moment as Moment
     from holdfast.sessions.views import Node as Node
     from holdfast.sessions.views import Outcome as Outcome
     from holdfast.sessions.views import Page as Page
     from holdfast.sessions.views import Parent as Parent
+    from holdfast.sessions.views import ParentHint as ParentHint
     from holdfast.sessions.views import Seen as Seen
     from holdfast.sessions.views import Session as Session
     from holdfast.sessions.views import SessionFilters as SessionFilters
     from holdfast.sessions.views import StatsRow as StatsRow
     from holdfast.sessions.views import Thread as Thread
+    from holdfast.sessions.views import Tokens as Tokens
     from holdfast.sessions.views import Total as Total
+    from holdfast.sessions.views import TotalTokens as TotalTokens
     from holdfast.sessions.views import Tree as Tree
     from holdfast.sessions.views import TreeNode as TreeNode
     from holdfast.sessions.views import Turn as Turn
     from holdfast.sessions.views import TurnCost as TurnCost
 
 _HOMES = {
+    "archive.reading": ("Ancestry", "Difference"),
     "config": ("Classify", "Derive", "Prices", "Redact", "RedactRule", "Retention", "SessionsConfig"),
     "deriver": ("DeriveReport",),
     "errors": (
@@ -111,7 +129,15 @@ _HOMES = {
         "SessionError", "SpoolFull", "Stopping", "StoreUnavailable", "TooLarge", "Unauthenticated",
         "UndecodableBody", "Underivable", "UnknownProvider", "UnsupportedEncoding", "UnsupportedMediaType",
     ),
-    "facade": ("Archive", "DeleteReport", "Payload", "RawBody", "SessionRef", "Violation"),
+    "asking": ("Payload", "RawBody"),
+    "facade": ("Archive",),
+    "overlays": ("Attribution",),
+    "repairing": ("Violation",),
+    "reports": (
+        "Attributed", "AttributedSession", "AttributedTurn", "AttributionReport", "DeleteReport", "Place",
+        "RepriceReport", "Selector", "SessionRef", "SessionTotals", "TurnFilters",
+    ),
+    "packer": ("PackReport",),
     "prices": ("GenaiPrices",),
     "pricing": ("CardSource", "PriceQuery", "PriceSource", "RateCard"),
     "values": (
@@ -119,8 +145,9 @@ _HOMES = {
         "Reduced", "Refused", "Stored", "Upstream", "Usage",
     ),
     "views": (
-        "Branches", "Fork", "Leaf", "Node", "Outcome", "Page", "Parent", "Seen", "Session", "SessionFilters",
-        "StatsRow", "Thread", "Total", "Tree", "TreeNode", "Turn", "TurnCost",
+        "Branches", "Fork", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent", "ParentHint", "Seen", "Session",
+        "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens", "Tree", "TreeNode", "Turn",
+        "TurnCost",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

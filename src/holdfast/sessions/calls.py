@@ -64,8 +64,8 @@ def outcome(facts: Facts, upstream: Upstream | None, fault: str = "") -> tuple[S
     if fault:
         return "incomplete", fault
     if facts.outcome in ("incomplete", "none") or went == "incomplete":
-        # Without bytes nobody can tell; whoever captured only the call says how it went.
-        unseen = facts.outcome == "none" and upstream is not None and went == "complete" and not facts.messages
+        # Without any bytes nobody can tell; whoever captured only the call says how it went, or that it went well.
+        unseen = facts.outcome == "none" and went == "complete" and not facts.messages
         return ("ok", said) if unseen else ("incomplete", said)
     return "ok", said
 

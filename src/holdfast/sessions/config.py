@@ -167,6 +167,8 @@ class SessionsConfig:
         redact: What is taken out before anything is kept.
         classify: What calls are for.
         retention: How long is kept what was captured.
+        encryption: Whether bodies, messages and what events say are sealed with the keys of the ledger.
+        pack_after_ms: Requests that came longer ago are kept by how they differ from one another.
         secret_file: The key of fingerprints and marks, 32 bytes; None: made beside the database.
         trusted_proxies: Addresses whose word about a caller counts.
         allow_hosts: Names, besides those of this machine, under which a server without access keys may be called.
@@ -190,6 +192,8 @@ class SessionsConfig:
     redact: Redact = field(default_factory=Redact)
     classify: tuple[Classify, ...] = ()
     retention: Retention = field(default_factory=Retention)
+    encryption: Literal["off", "payload"] = "off"
+    pack_after_ms: int = setting(HOUR_MS, minimum=0, maximum=TIME_MS_MAX)
     secret_file: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()

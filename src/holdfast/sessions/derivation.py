@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -27,9 +27,9 @@ from holdfast.sessions.limits import TITLE_CHARS_MAX
 from holdfast.sessions.nodes import Node
 from holdfast.sessions.pricing import PriceQuery
 from holdfast.sessions.providers import Parser
-from holdfast.sessions.values import Call, Envelope, Facts, Message, Usage, UsageState
+from holdfast.sessions.values import Call, Envelope, Facts, Message
 
-__all__ = ["Derived", "RawEvent", "derive"]
+__all__ = ["Derived", "RawEvent", "derive", "moved", "placed", "query_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,18 @@ class Derived:
     Attributes:
         evidence: Of the call; None where no turn can be made of it.
         nodes: The chain, from its root.
+        packed: By hash, what is stored of nodes whose blocks were let go of.
         query: What is to be priced; None where nothing was used.
         unparsed: Why there is no evidence.
+        stamp: Of the attributions that were known when the event was read.
     """
 
     evidence: Evidence | None = None
     nodes: Sequence[Node] = ()
+    packed: Mapping[str, bytes] = field(default_factory=dict)
     query: PriceQuery | None = None
     unparsed: str = ""
+    stamp: int = 0
 
 
 def derive(event: RawEvent, *, parsers: Mapping[str, Parser] | None = None, rules: Iterable[Rule] = ()) -> Derived:
@@ -101,7 +105,8 @@ def derive(event: RawEvent, *, parsers: Mapping[str, Parser] | None = None, rule
         usage_state=state,
         flags=tuple(sorted(flags | set(facts.flags))),
     )
-    return Derived(evidence=_evidence(event, facts, account), nodes=chain, query=_query(event, facts, usage, state))
+    evidence = _evidence(event, facts, account)
+    return Derived(evidence=evidence, nodes=chain, query=query_of(evidence))
 
 
 def _read(call: Call, flags: set[str], parsers: Mapping[str, Parser] | None) -> tuple[Facts, str]:
@@ -145,7 +150,8 @@ def _chain(facts: Facts) -> list[Node]:
     return chain
 
 
-def _whose(event: RawEvent) -> dict[str, Any]:
+def placed(event: RawEvent) -> dict[str, Any]:
+    """Return where a call belongs, as an account says it: session, thread and parent."""
     envelope = event.call.session or Envelope()
     synthetic = not envelope.harness_session_id
     return {
@@ -155,13 +161,34 @@ def _whose(event: RawEvent) -> dict[str, Any]:
         if synthetic
         else envelope.harness_session_id,
         "synthetic": synthetic,
+        "parent_harness_id": envelope.parent_harness_id,
+        "parent_harness_session_id": envelope.parent_harness_session_id,
+        "thread_id": event.call.thread_id,
+    }
+
+
+def moved(evidence: Evidence, event: RawEvent) -> Evidence:
+    """Return what an event says where nothing but its place is another: its session, thread or parent.
+
+    Args:
+        evidence: What it said before.
+        event: The event in its new place; its bodies are not needed.
+    """
+    says = msgspec.structs.replace(evidence.says, **placed(event))
+    key = says.harness_id, says.harness_session_id
+    joined = join_key(key, says.thread_id, says.answer_hash, says.usage)
+    return msgspec.structs.replace(evidence, says=says, join_key=joined)
+
+
+def _whose(event: RawEvent) -> dict[str, Any]:
+    envelope = event.call.session or Envelope()
+    return {
+        **placed(event),
         "auth_subject": envelope.auth_subject,
         "name": envelope.name,
         "cwd": envelope.cwd,
         "harness_version": envelope.harness_version,
         "harness_metadata": dict(envelope.harness_metadata),
-        "parent_harness_id": envelope.parent_harness_id,
-        "parent_harness_session_id": envelope.parent_harness_session_id,
         "tags": tuple(sorted(event.call.tags)),
     }
 
@@ -169,7 +196,6 @@ def _whose(event: RawEvent) -> dict[str, Any]:
 def _said(call: Call, facts: Facts) -> dict[str, Any]:
     upstream = call.upstream
     found: dict[str, Any] = {
-        "thread_id": call.thread_id,
         "parent_tool_use_id": call.parent_tool_use_id,
         "agent_name": call.agent_name,
         "endpoint": facts.endpoint,
@@ -253,13 +279,14 @@ def _evidence(event: RawEvent, facts: Facts, account: Account) -> Evidence:
     )
 
 
-def _query(event: RawEvent, facts: Facts, usage: Usage, state: UsageState) -> PriceQuery | None:
-    if state in ("missing", "none") or not facts.model:
+def query_of(evidence: Evidence) -> PriceQuery | None:
+    """Return what is to be priced of an evidence; None where it measures nothing, or nobody knows the model."""
+    says = evidence.says
+    if says.usage is None or not says.model:
         return None
-    started = _micros(event.call.started_at)
     return PriceQuery(
-        provider=facts.provider,
-        model=facts.model,
-        started_at=event.captured_at if started is None else started,
-        usage=usage,
+        provider=evidence.provider,
+        model=says.model,
+        started_at=evidence.captured_at if says.started_at is None else says.started_at,
+        usage=says.usage,
     )

@@ -1,6 +1,9 @@
-"""Make turns of what was taken in: again and again, one event at a time in a transaction of its own.
+"""Make turns of what was taken in, again and again.
 
     load → read, hash, price → locks, fence → fold → commit → say so
+
+A few events share a transaction, which saves most of what a commit costs. As soon as anything is wrong with one of
+them nothing is kept of that transaction, and each is derived in one of its own.
 
 An event is found because somebody said so, or by looking now and then. Any number of processes may derive one ledger:
 whoever comes second finds the fence gone and stops. What an event says is computed before the transaction, in a
@@ -8,6 +11,7 @@ thread where it is large.
 
 Invariants:
     - All that follows from an event commits together, or nothing does.
+    - A transaction of several events is short: others wait for their turn to write.
     - An event that fails delays no other: it comes back later, and after its last attempt it is set aside.
     - While the ledger cannot be reached nothing counts as an attempt.
 """
@@ -24,16 +28,18 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from holdfast.core import points, trace
-from holdfast.core.errors import Busy, Closed, Conflict, StoreError, Unavailable
+from holdfast.core.errors import Busy, Closed, ConfigError, Conflict, StoreError, Unavailable
 from holdfast.core.ids import uuid7_bytes
 from holdfast.core.loops import Loop, Tasks
 from holdfast.sessions import archive, derivation, machine
-from holdfast.sessions.archive import Due, Folded, Loaded, Lost, Terms, Unparsed, Widen
-from holdfast.sessions.derivation import Derived
+from holdfast.sessions.archive import Due, Folded, Loaded, Lost, Outcome, Terms, Unparsed, Widen
+from holdfast.sessions.archive.attributions import load_overlays
+from holdfast.sessions.derivation import Derived, RawEvent
 from holdfast.sessions.errors import SessionError
 from holdfast.sessions.ingest import OFF_LOOP_BYTES
 from holdfast.sessions.machine import Dead
 from holdfast.sessions.metrics import METRICS, provider_label
+from holdfast.sessions.overlays import NONE, Overlays, attributed
 from holdfast.sessions.registry import parsers, reading_version
 from holdfast.sessions.values import Cost
 
@@ -57,8 +63,20 @@ PAUSE_S: Final = 0.01
 PASS_MAX: Final = 256
 """Events of one round: few enough to notice soon what came in meanwhile."""
 
+GROUP_MAX: Final = 16
+"""Events that may share a transaction: what a commit costs is a few percent then."""
+
+GROUP_BYTES: Final = 256 * 1024
+"""Weight of the bodies of such events together: they are in memory at once, read."""
+
+GROUP_S: Final = 0.02
+"""After so long a transaction takes no further event: calls that are taken in wait for it."""
+
 MEASURE_S: Final = 5.0
-"""How old the figures of an idle ledger may be: they are counted, and there may be many unread events to count."""
+"""How old the figures may be: they are counted, and there may be many events to count."""
+
+ORGS_MAX: Final = 4096
+"""Orgs whose attributions are remembered: many more than an installation has."""
 
 log = logging.getLogger("holdfast.sessions")
 
@@ -82,6 +100,15 @@ class DeriveReport:
     refused: int = 0
     dead: int = 0
     pending: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An event whose bodies have been read: what they say, and what it costs."""
+
+    loaded: Loaded
+    derived: Derived
+    quote: Cost | None
 
 
 def channel_of(event_id: bytes) -> str:
@@ -109,7 +136,9 @@ class Deriver:
         self.terms = terms_of(config)
         self._loop = Loop("holdfast sessions derive", self._round, 0, clock)
         self._taken: set[bytes] = set()
+        self._overlays: dict[UUID, Overlays] = {}
         self._measured_at = -MEASURE_S
+        self._busy = False
         self.running = False
         """Whether events are derived as they come."""
 
@@ -131,7 +160,8 @@ class Deriver:
 
     async def _round(self) -> None:
         counts = await self._pass(PASS_MAX)
-        if counts or self._clock.monotonic() - self._measured_at >= MEASURE_S:
+        rests, self._busy = self._busy and not counts, bool(counts)
+        if rests or self._clock.monotonic() - self._measured_at >= MEASURE_S:
             await self.measure()
         if not counts:
             await self._database.wait(CHANNEL, self._config.derive.poll_ms / 1000)
@@ -142,7 +172,10 @@ class Deriver:
         Raises:
             StoreError: The ledger cannot be reached; what was derived stays so.
         """
-        counts = await self._pass(limit)
+        return await self.report(await self._pass(limit))
+
+    async def report(self, counts: dict[str, int]) -> DeriveReport:
+        """Return what was counted, with what is left."""
         counts.pop("retry", None)
         return DeriveReport(**counts, pending=await self.measure())
 
@@ -160,12 +193,15 @@ class Deriver:
         await self._event(org, event_id, {})
 
     async def again(self, org: UUID, event_id: bytes, counts: dict[str, int]) -> set[bytes]:
-        """Derive one event that was put back, and count what became of it; return the session it is in now.
+        """Derive one event, whether it waits or was derived before, and count what became of it.
+
+        Returns:
+            The session it is in now.
 
         Raises:
             StoreError: The ledger cannot be reached.
         """
-        await self._event(org, event_id, counts)
+        await self._event(org, event_id, counts, again=True)
         async with self._database.read() as tx:
             known = await archive.event_state(tx, org, event_id)
         return set() if known is None or known.session_id is None else {known.session_id}
@@ -189,8 +225,12 @@ class Deriver:
 
         async def work() -> None:
             while lines:
-                for each in lines.popleft():
-                    await self._held(each, counts)
+                some = list(lines.popleft())
+                while lines and len(some) < GROUP_MAX:
+                    some += lines.popleft()
+                for group in _groups(some):
+                    await self._held(group, counts)
+                    await self._clock.sleep(0)  # on SQLite nothing of this waits for anything
 
         workers = max(1, min(self._config.derive.workers, len(lines)))
         if workers == 1:
@@ -204,48 +244,103 @@ class Deriver:
             await tasks.stop()
         return counts
 
-    async def _held(self, due: Due, counts: dict[str, int]) -> None:
-        self._taken.add(due.event_id)
+    async def _held(self, group: Sequence[Due], counts: dict[str, int]) -> None:
+        ids = [each.event_id for each in group]
+        self._taken.update(ids)
         try:
-            await self._event(due.org, due.event_id, counts)
+            left = await self._together(group[0].org, ids, counts) if len(ids) > 1 else ids
+            for event_id in left:
+                await self._event(group[0].org, event_id, counts)
         finally:
-            self._taken.discard(due.event_id)
+            self._taken.difference_update(ids)
+
+    # --- events that share transactions ---
+
+    async def _together(self, org: UUID, ids: Sequence[bytes], counts: dict[str, int]) -> list[bytes]:
+        """Derive events in transactions that they share; return those that are left to be derived alone."""
+        done = 0
+        lost: list[bytes] = []
+        try:
+            with trace.span("holdfast.sessions.derive"):
+                read = await self._all_read(org, ids)
+                while done < len(read):
+                    for each, result in zip(read[done:], await self._fold(read[done:]), strict=False):
+                        done += 1
+                        if result:
+                            self._say(each.loaded.event_id, result, counts)
+                        else:
+                            lost.append(each.loaded.event_id)
+        except (Unavailable, Closed, ConfigError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whose it is shows when each is derived alone
+            log.debug("events are derived one by one: %s", type(error).__qualname__)
+            return list(ids)  # those that are done do not wait any more
+        return lost
+
+    async def _all_read(self, org: UUID, ids: Sequence[bytes]) -> list[_Read]:
+        """Return what events say, as far as they wait."""
+        overlays = await self._overlays_of(org)
+        async with self._database.read() as tx:
+            found = [await archive.load(tx, org, event_id) for event_id in ids]
+        return [await self._understand([each], overlays) for each in found if each and each.state == "pending"]
+
+    def _say(self, event_id: bytes, result: str, counts: dict[str, int]) -> None:
+        """Count what became of an event, and wake who waits for it."""
+        counts[result] = counts.get(result, 0) + 1
+        METRICS.derived.add(1, result)
+        self._database.wake(channel_of(event_id))
 
     # --- one event ---
 
-    async def _event(self, org: UUID, event_id: bytes, counts: dict[str, int]) -> None:
+    async def _event(self, org: UUID, event_id: bytes, counts: dict[str, int], *, again: bool = False) -> None:
+        overlays = await self._overlays_of(org)
         async with self._database.read() as tx:
             loaded = await archive.load(tx, org, event_id)
-        if loaded is None or loaded.state != "pending":
+        if loaded is None or loaded.state == "refused" or (loaded.state != "pending" and not again):
             return
         try:
             with trace.span("holdfast.sessions.derive"):
-                derived, quote = await self._understand(loaded)
-                loaded = replace(loaded, told=b"", request=None, response=None)  # what they say is known now
-                result = await self._patiently(loaded, derived, quote)
-        except (Unavailable, Closed):
+                held = [loaded]
+                loaded = _bare(loaded)
+                read = await self._understand(held, overlays)
+                result = await self._patiently(read)
+        except (Unavailable, Closed, ConfigError):  # a key that is missing is nothing that the event did
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's and must not hold up others
             result = await self._failed(loaded, error)
         if result:
-            counts[result] = counts.get(result, 0) + 1
-            METRICS.derived.add(1, result)
-        self._database.wake(channel_of(event_id))
+            self._say(event_id, result, counts)
+        elif await self._overlays_of(org, anew=True) != overlays:
+            await self._event(org, event_id, counts, again=again)  # something was attributed after the event was read
 
-    async def _understand(self, loaded: Loaded) -> tuple[Derived, Cost | None]:
-        def read() -> tuple[Derived, Cost | None]:
-            derived = self.read(loaded)
-            return derived, None if derived.query is None else self._prices.quote(derived.query)
+    async def _overlays_of(self, org: UUID, *, anew: bool = False) -> Overlays:
+        """Return the attributions of an org as they were when last looked; who is behind them finds the fence gone."""
+        if anew or org not in self._overlays:
+            async with self._database.read() as tx:
+                found = await load_overlays(tx, org)
+            if len(self._overlays) >= ORGS_MAX:
+                self._overlays.clear()
+            self._overlays[org] = found
+        return self._overlays[org]
 
-        size = sum(0 if body is None else body.size for body in (loaded.request, loaded.response))
+    async def _understand(self, held: list[Loaded], overlays: Overlays) -> _Read:
+        """Read the one event of a list, which is emptied: stored bodies are let go of as soon as they are unpacked."""
+        loaded = _bare(held[0])
+
+        def read() -> _Read:
+            derived = archive.packed(self._said(held.pop().raw(), overlays))
+            quote = None if derived.query is None else self._prices.quote(derived.query)
+            return _Read(loaded, derived, quote)
+
+        size = sum(0 if body is None else body.size for body in (held[0].request, held[0].response))
         return await asyncio.to_thread(read) if size > OFF_LOOP_BYTES else read()
 
-    async def _patiently(self, loaded: Loaded, derived: Derived, quote: Cost | None) -> str:
+    async def _patiently(self, read: _Read) -> str:
         """Fold an event in; run the transaction again when it met another one."""
         pause = PAUSE_S
         for tries in range(1, COLLISIONS_MAX + 1):
             try:
-                return await self._fold(loaded, derived, quote)
+                return (await self._fold([read]))[0]
             except (Busy, Conflict):
                 if tries == COLLISIONS_MAX:
                     raise
@@ -253,36 +348,47 @@ class Deriver:
             pause *= 2
         raise AssertionError  # pragma: no cover - the last round has returned or raised
 
-    async def _fold(self, loaded: Loaded, derived: Derived, quote: Cost | None) -> str:
-        held = frozenset(archive.locks_of(loaded, derived))
+    async def _fold(self, batch: Sequence[_Read]) -> list[str]:
+        """Fold events of one org in, in one transaction: all of them, or the first few where that takes long."""
+        org = batch[0].loaded.org
+        held = frozenset[bytes]().union(*(archive.locks_of(each.loaded, each.derived) for each in batch))
         while True:
+            found: list[Outcome] = []
             try:
                 async with self._database.write() as tx:
-                    now = self._clock.now()
-                    found = await archive.derive(
-                        tx, loaded, derived, quote=quote, mint=self.mint, now=now, terms=self.terms, held=held
-                    )
+                    began, now = self._clock.monotonic(), self._clock.now()
+                    await archive.hold(tx, org, held)
+                    for each in batch:
+                        if found and self._clock.monotonic() - began > GROUP_S:
+                            break
+                        found.append(
+                            await archive.derive(
+                                tx,
+                                each.loaded,
+                                each.derived,
+                                quote=each.quote,
+                                mint=self.mint,
+                                now=now,
+                                terms=self.terms,
+                                held=held,
+                            )
+                        )
                     if points.armed:
                         points.reach("sessions.derived")
             except Widen as more:
-                held |= frozenset(more.keys)
+                held |= more.keys
                 continue
             if points.armed:
                 points.reach("sessions.committed")
-            match found:
-                case Folded():
-                    _count_turn(derived, quote)
-                    return "derived"
-                case Unparsed():
-                    return "unparsed"
-                case Lost():
-                    return ""
-                case _:
-                    return "refused"
+            return [_result(each, outcome) for each, outcome in zip(batch, found, strict=False)]
 
-    def read(self, loaded: Loaded) -> Derived:
-        """Say what an event says by itself. It takes a while for large bodies."""
-        return derivation.derive(loaded.raw(), parsers=self._parsers, rules=self._config.rules)
+    def read(self, loaded: Loaded, overlays: Overlays = NONE) -> Derived:
+        """Say what an event says by itself, put where the attributions say. It takes a while for large bodies."""
+        return self._said(loaded.raw(), overlays)
+
+    def _said(self, event: RawEvent, overlays: Overlays) -> Derived:
+        event = attributed(event, overlays.active)
+        return replace(derivation.derive(event, parsers=self._parsers, rules=self._config.rules), stamp=overlays.stamp)
 
     def mint(self) -> bytes:
         """Make an id that sorts by time."""
@@ -300,6 +406,9 @@ class Deriver:
         shown = str(error) if isinstance(error, SessionError | StoreError) else type(error).__qualname__
         log.warning("event %s could not be derived: %s", loaded.event_id.hex(), shown)
         async with self._database.write() as tx:
+            if loaded.state != "pending":  # its turn stays as it was; what is wrong is found as for any other event
+                await archive.replay(tx, loaded.org, [loaded.event_id])
+                return "retry"
             await archive.fail(tx, loaded.org, loaded.event_id, outcome=outcome, error=shown)
         return "dead" if isinstance(outcome, Dead) else "retry"
 
@@ -317,6 +426,39 @@ def _lines(due: Iterable[Due]) -> Iterable[list[Due]]:
     for each in due:
         lines.setdefault((each.org, each.group_key), []).append(each)
     return lines.values()
+
+
+def _bare(loaded: Loaded) -> Loaded:
+    """Return an event without what takes room."""
+    return replace(loaded, told=b"", request=None, response=None)
+
+
+def _groups(due: Sequence[Due]) -> Iterable[list[Due]]:
+    """Cut a list into those that share transactions: of one org, few, and light."""
+    group: list[Due] = []
+    size = 0
+    for each in due:
+        size += each.size
+        if group and (len(group) == GROUP_MAX or size > GROUP_BYTES or each.org != group[0].org):
+            yield group
+            group, size = [], each.size
+        group.append(each)
+    if group:
+        yield group
+
+
+def _result(read: _Read, outcome: Outcome) -> str:
+    """Return what became of an event, in a word; none where somebody else has derived it."""
+    match outcome:
+        case Folded():
+            _count_turn(read.derived, read.quote)
+            return "derived"
+        case Unparsed():
+            return "unparsed"
+        case Lost():
+            return ""
+        case _:
+            return "refused"
 
 
 def _count_turn(derived: Derived, quote: Cost | None) -> None:

@@ -57,14 +57,14 @@ def checked(given: Mapping[str, Json], flags: set[str], *, org: UUID | None, at:
         )
     return Envelope(
         harness_id=_harness(given, "harness_id", at) or identity.UNKNOWN,
-        harness_session_id=session_id(given, "harness_session_id", at),
+        harness_session_id=session_id(given, "harness_session_id", at, flags),
         harness_version=limited(given, "harness_version", ID_BYTES_MAX, flags, at),
         cwd=uncontrolled(limited(given, "cwd", CWD_BYTES_MAX, None, at), "cwd", flags),
         name=uncontrolled(cut(_text(given, "name", at), NAME_BYTES_MAX, flags), "name", flags),
         auth_subject=limited(given, "auth_subject", ID_BYTES_MAX, flags, at),
         org_id=_org(given, org, at),
         parent_harness_id=parent_harness,
-        parent_harness_session_id=session_id(given, "parent_harness_session_id", at),
+        parent_harness_session_id=session_id(given, "parent_harness_session_id", at, flags),
         harness_metadata=_metadata(given, at),
     )
 
@@ -89,6 +89,10 @@ def limited(given: Mapping[str, Json], name: str, bytes_max: int, flags: set[str
         raise InvalidField(f"{name} has more than {bytes_max} bytes", field=f"{at}/{name}", limit=name)
     if flags is None:
         return value
+    return _scrubbed(value, flags)
+
+
+def _scrubbed(value: str, flags: set[str]) -> str:
     clean = jcs.scrub(value)
     if clean != value:
         flags.add("scrubbed")
@@ -102,7 +106,7 @@ def _harness(given: Mapping[str, Json], name: str, at: str) -> str:
     return value
 
 
-def session_id(given: Mapping[str, Json], name: str, at: str) -> str:
+def session_id(given: Mapping[str, Json], name: str, at: str, flags: set[str]) -> str:
     """Return a harness's session id.
 
     Raises:
@@ -113,7 +117,7 @@ def session_id(given: Mapping[str, Json], name: str, at: str) -> str:
         raise InvalidField(f"{name} has control characters or outer white space", field=f"{at}/{name}")
     if identity.is_synthetic(value):
         raise InvalidField(f"{name} begins like those that are made here", field=f"{at}/{name}")
-    return jcs.scrub(value)
+    return _scrubbed(value, flags)
 
 
 def uncontrolled(value: str, name: str, flags: set[str]) -> str:
@@ -121,7 +125,7 @@ def uncontrolled(value: str, name: str, flags: set[str]) -> str:
     if _CONTROL.search(value):
         flags.add(f"{name}_control_characters")
         return ""
-    return jcs.scrub(value)
+    return _scrubbed(value, flags)
 
 
 def cut(value: str, bytes_max: int, flags: set[str]) -> str:

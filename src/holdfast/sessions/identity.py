@@ -34,13 +34,10 @@ __all__ = [
 UNKNOWN = "unknown"
 """The harness of a call that names none."""
 
-Prefix: TypeAlias = Literal["cap", "ses", "turn"]
+Prefix: TypeAlias = Literal["att", "cap", "ses", "turn"]
 
-_UUID = re.compile(
-    r"(?:urn:uuid:)?(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32})"
-    r"|\{[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\}",
-    re.IGNORECASE | re.ASCII,
-)
+_DIGITS = r"(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32})"
+_UUID = re.compile(rf"(?:urn:uuid:)?{_DIGITS}|\{{{_DIGITS}\}}", re.IGNORECASE | re.ASCII)
 _CAPTURE_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{CAPTURE_ID_CHARS_MAX}}}", re.ASCII)
 _OURS = ("seg:", "otlp:", "req:", "sha:")
 _SYNTHETIC = "syn-"

@@ -40,6 +40,7 @@ from holdfast.sessions.intake import Sent
 from holdfast.sessions.machine import Conflict, Gone, Proceed, Replay
 from holdfast.sessions.metrics import METRICS, rule_label
 from holdfast.sessions.registry import parsers
+from holdfast.sessions.sealing import check_keys
 from holdfast.sessions.values import Call, Duplicate, Envelope, Principal, Stored
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Ingest:
         self._config = config
         self._secret = secret
         self._rules = config.redact.compiled()
+        self._checked = False
 
     async def call(self, call: Call, principal: Principal) -> Stored | Duplicate:
         """Take a program's call.
@@ -142,7 +144,12 @@ class Ingest:
             METRICS.events.add(1, source, "refused")
             METRICS.rejected.add(1, error.bare_code)
             raise
-        METRICS.events.add(1, source, "duplicate" if isinstance(answer, Duplicate) else "accepted")
+        if isinstance(answer, Duplicate):
+            METRICS.events.add(1, source, "duplicate")
+            return answer
+        METRICS.events.add(1, source, "accepted")
+        for reason in _dropped(offered.event):
+            METRICS.dropped.add(1, reason)
         return answer
 
     async def _accept(self, offered: Offered) -> Stored | Duplicate:
@@ -151,6 +158,9 @@ class Ingest:
             points.reach("sessions.accepting")
         began = self._clock.monotonic()
         try:
+            if not self._checked:  # nothing is stored in the clear beside what is sealed
+                await check_keys(self._database)
+                self._checked = True
             with trace.span("holdfast.sessions.accept"):
                 decision = await archive.accept(self._database, event)
             METRICS.commit_seconds.observe(self._clock.monotonic() - began)
@@ -182,7 +192,8 @@ class Ingest:
         org = principal.org_id
         capture_id, content_keyed = intake.capture_id(sent, header, org=org)
         fingerprint = identity.fingerprint(self._secret, sent.told, sent.call.request, sent.call.response)
-        kept = redaction.kept(sent, self._rules, self._secret, org=org)
+        # A retry may come by another way: who speaks for whom is not in the fingerprint.
+        kept = redaction.kept(intake.spoken_for(sent, principal.auth_subject), self._rules, self._secret, org=org)
         call, flags = kept.sent.call, set(kept.sent.flags)
         now = self._clock.now()
         told_at = None if call.captured_at is None else instants.micros(call.captured_at)
@@ -224,6 +235,12 @@ def _fidelity(call: Call) -> str:
     if call.capture == "metadata":
         return "metadata"
     return "reduced" if call.response is None and call.reduced is not None else "raw"
+
+
+def _dropped(event: Event) -> list[str]:
+    """Return why bodies of a call are not kept."""
+    reasons = ["policy"] if event.fidelity == "metadata" else []
+    return [*reasons, "redaction"] if redaction.DROPPED in event.flags else reasons
 
 
 def _unread(call: Call) -> str:

@@ -15,7 +15,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
@@ -74,6 +74,16 @@ class Sent:
     captured_at: Json = None
     request_id: str = ""
     flags: frozenset[str] = field(default=frozenset())
+
+
+def spoken_for(sent: Sent, auth_subject: str) -> Sent:
+    """Return a call with the subject that a trusted proxy names, where it names none itself."""
+    session = sent.call.session or Envelope(harness_id=identity.UNKNOWN)
+    if not auth_subject or session.auth_subject:
+        return sent
+    said = sent.told.get("session") or {}
+    told = {**sent.told, "session": {**said, "auth_subject": auth_subject}}
+    return replace(sent, told=told, call=replace(sent.call, session=replace(session, auth_subject=auth_subject)))
 
 
 def capture_id(sent: Sent, header: str, *, org: UUID) -> tuple[str, bool]:
@@ -149,15 +159,17 @@ def single(data: bytes, *, org: UUID, depth_max: int = DEPTH_MAX) -> Sent:
         OrgMismatch: It names another org.
     """
     members = jcs.members(data, depth_max=depth_max)
-    flags: set[str] = set()
+    flags: set[str] = set() if jcs.is_storable(data) else {"scrubbed"}
     told = _told(members)
     answer = _reduced_form(members.get("response"))
+    if answer is not None:
+        told["response"] = answer
+    if told.get("capture") == "metadata":
+        _silence(told)
     if answer is None and _REFERENCE.isdisjoint(members):
         given: Mapping[str, Json] = told
         request, response = _body(members, "request", told), _body(members, "response", told)
     else:
-        if answer is not None:
-            told["response"] = answer
         given = _translated(told)
         request, response = _body(members, "request", told), _raw_response(members, told)
     metadata = _choice(given, "capture", ("full", "metadata")) == "metadata"
@@ -178,6 +190,7 @@ def _call(given: Mapping[str, Json], request: _Body | None, response: _Body | No
     if not _PROVIDER.fullmatch(provider):
         raise InvalidField("provider is 1 to 64 of a-z 0-9 _ . -", field="/provider")
     asked, answered = request or _Body(b""), response or _Body(b"")
+    metadata = given.get("capture") == "metadata"
     return Call(
         provider,
         None if request is None else request.data,
@@ -197,11 +210,11 @@ def _call(given: Mapping[str, Json], request: _Body | None, response: _Body | No
         thread_id=_text(given, "thread_id", ID_BYTES_MAX, flags),
         parent_tool_use_id=_text(given, "parent_tool_use_id", ID_BYTES_MAX, flags),
         agent_name=_text(given, "agent_name", ID_BYTES_MAX, flags),
-        reduced=_reduced(_part(given, "reduced"), flags) if response is None else None,
+        reduced=_reduced(_part(given, "reduced"), flags, silent=metadata) if response is None else None,
         usage=_usage(_part(given, "usage")),
         cost_usd=_cost(_part(given, "cost")),
         tags=_tags(given, flags),
-        capture="metadata" if given.get("capture") == "metadata" else "full",
+        capture="metadata" if metadata else "full",
     )
 
 
@@ -242,8 +255,8 @@ def _body(members: Mapping[str, bytes], name: str, told: dict[str, Json]) -> _Bo
         return None
     if b'"base64"' not in raw or raw[:1] != b"{":
         return _Body(raw, "application/json")
-    form = jcs.members(raw)
-    if not form.keys() <= _BODY_MEMBERS or "base64" not in form:
+    form = set(jcs.names(raw))
+    if not form <= _BODY_MEMBERS or "base64" not in form:
         return _Body(raw, "application/json")
     value = jcs.read(raw)
     kind, coding = value.get("content_type"), value.get("content_encoding")
@@ -318,6 +331,8 @@ def _as_told(call: Call) -> dict[str, Json]:
         told["session"] = {name: value for name, value in asdict(call.session).items() if value}
     if call.reduced is not None:
         told["reduced"] = _reduced_told(call.reduced)
+        if call.capture == "metadata":
+            _silence(told)
     told["usage"] = None if call.usage is None else plain(call.usage)
     told["cost"] = None if call.cost_usd is None else {"usd": str(call.cost_usd)}
     told["tags"], told["capture"] = sorted(call.tags), call.capture
@@ -459,7 +474,15 @@ def _tags(given: Mapping[str, Json], flags: set[str]) -> frozenset[str]:
 # --- answers without their bytes ----------------------------------------------------------------------
 
 
-def _reduced(given: dict[str, Json] | None, flags: set[str]) -> Reduced | None:
+def _silence(told: dict[str, Json]) -> None:
+    """Leave out of answers in the form of blocks what was said: model, stop reason and usage stay."""
+    for name in ("reduced", "response"):
+        answer = told.get(name)
+        if isinstance(answer, dict) and isinstance(message := answer.get("message"), dict):
+            told[name] = {**answer, "message": {"role": message.get("role"), "content": []}}
+
+
+def _reduced(given: dict[str, Json] | None, flags: set[str], *, silent: bool) -> Reduced | None:
     if given is None:
         return None
     message = _part(given, "message") or {}
@@ -467,12 +490,13 @@ def _reduced(given: dict[str, Json] | None, flags: set[str]) -> Reduced | None:
     blocks = message.get("content")
     if not isinstance(blocks, list | None):
         raise InvalidField("content is no list of blocks", field="/reduced/message/content")
+    said = Message(
+        envelope.limited(message, "role", ID_BYTES_MAX, flags, "/reduced/message") or "assistant",
+        tuple(_block(block, f"/reduced/message/content/{index}") for index, block in enumerate(blocks or [])),
+    )
     return Reduced(
         model=envelope.limited(given, "model", ID_BYTES_MAX, flags, "/reduced"),
-        message=Message(
-            envelope.limited(message, "role", ID_BYTES_MAX, flags, "/reduced/message") or "assistant",
-            tuple(_block(block, f"/reduced/message/content/{index}") for index, block in enumerate(blocks or [])),
-        ),
+        message=None if silent else said,
         stop_reason=envelope.limited(given, "stop_reason", ID_BYTES_MAX, flags, "/reduced"),
         usage=None if usage is None else tokens.given(usage, flags),
     )

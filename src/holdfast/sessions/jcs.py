@@ -16,7 +16,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
 from json.encoder import encode_basestring
 from typing import Any, TypeAlias
@@ -26,7 +26,9 @@ import msgspec
 from holdfast.sessions.errors import MalformedJson, NumberRange
 from holdfast.sessions.limits import DEPTH_MAX
 
-__all__ = ["Json", "check_depth", "elements", "members", "read", "scrub", "text", "write"]
+__all__ = [
+    "Json", "check_depth", "elements", "is_storable", "members", "names", "quoted", "read", "scrub", "text", "write",
+]  # fmt: skip
 
 Json: TypeAlias = Any
 """What JSON can say: None, booleans, numbers, text, lists, and dicts with text keys."""
@@ -34,6 +36,7 @@ Json: TypeAlias = Any
 _FAST = msgspec.json.Decoder()
 _FAST_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _FAST_ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
+_FAST_WRITER = msgspec.json.Encoder(order="sorted")
 # A string that nothing closes ends with the bytes: looked for again from each of its quotes it would cost its square.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _UNBRACKETED = bytes(set(range(256)) - set(b"[]{}"))
@@ -41,6 +44,7 @@ _STEPS = tuple({91: 1, 123: 1, 93: -1, 125: -1}.get(byte, 0) for byte in range(1
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},:]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _BLANK = b" \t\r\n"
 _EXACT = 2**53
 
@@ -65,6 +69,20 @@ def scrub(value: str) -> str:
     return _UNSTORABLE.sub("\ufffd", value)
 
 
+def is_storable(data: bytes) -> bool:
+    """Say whether no text of some JSON has what a text column cannot hold: U+0000, an unpaired surrogate."""
+    if not any(each in data for each in (b"\\u0000", b"\\ud", b"\\uD")):
+        return True
+    awaited = -1  # where the second half of a pair has to begin
+    for escape in _ESCAPE.finditer(data):
+        code = int(escape[1] or b"20", 16)
+        is_second = 0xDC00 <= code < 0xE000
+        if code == 0 or is_second != (awaited >= 0) or (is_second and awaited != escape.start()):
+            return False
+        awaited = escape.end() if 0xD800 <= code < 0xDC00 else -1
+    return awaited < 0
+
+
 # --- reading ------------------------------------------------------------------------------------------
 
 
@@ -75,13 +93,13 @@ def read(data: bytes, *, depth_max: int = DEPTH_MAX) -> Json:
         MalformedJson: They are not JSON, or nest deeper than `depth_max`.
         NumberRange: A number in them has no binary64.
     """
-    check_depth(data, depth_max)
     try:
         value = _FAST.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        check_depth(data, depth_max)
         value = _read_slowly(data)
     else:
-        _check_numbers(value)
+        _check(value, depth_max)
     return value
 
 
@@ -142,17 +160,30 @@ def _mended(value: Json) -> Json:
     return root[0]
 
 
-def _check_numbers(value: Json) -> None:
-    """Check the integers, which msgspec reads of any length; what an exponent takes too far it refuses itself."""
-    unseen = [value]
-    while unseen:
-        inner = unseen.pop()
-        if isinstance(inner, list):
-            unseen += inner
-        elif isinstance(inner, dict):
-            unseen += inner.values()
-        elif isinstance(inner, int) and not isinstance(inner, bool):
-            _binary64(inner)
+def _check(value: Json, depth_max: int) -> None:
+    """Check how deep a value nests, and its integers, which msgspec reads of any length.
+
+    What an exponent takes too far msgspec refuses itself.
+    """
+    level: list[Iterable[Json]] = [(value,)]
+    depth = 0
+    while level:
+        below: list[Iterable[Json]] = []
+        for holder in level:
+            for inner in holder:
+                kind = type(inner)
+                if kind is str:
+                    continue
+                if kind is dict:
+                    below.append(inner.values())
+                elif kind is list:
+                    below.append(inner)
+                elif kind is int:
+                    _binary64(inner)
+        level = below
+        if level and depth == depth_max:
+            raise _too_deep(depth_max)
+        depth += 1
 
 
 def check_depth(data: bytes, depth_max: int = DEPTH_MAX) -> None:
@@ -165,7 +196,11 @@ def check_depth(data: bytes, depth_max: int = DEPTH_MAX) -> None:
         return
     brackets = _STRING.sub(b"", data).translate(None, _UNBRACKETED)
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > depth_max:
-        raise MalformedJson(f"the JSON nests deeper than {depth_max}", limit="json_depth_max")
+        raise _too_deep(depth_max)
+
+
+def _too_deep(depth_max: int) -> MalformedJson:
+    return MalformedJson(f"the JSON nests deeper than {depth_max}", limit="json_depth_max")
 
 
 def members(data: bytes, *, depth_max: int = DEPTH_MAX) -> dict[str, bytes]:
@@ -180,6 +215,18 @@ def members(data: bytes, *, depth_max: int = DEPTH_MAX) -> dict[str, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         parts = _parts(data, b"{}")
     return {str(_read_slowly(name)): value for name, value in parts}
+
+
+def names(data: bytes) -> Collection[str]:
+    """Return the names of a JSON object's members, without a copy of their values.
+
+    Raises:
+        MalformedJson: It is no JSON object, or nests too deep.
+    """
+    try:
+        return _FAST_MEMBERS.decode(data).keys()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return members(data).keys()
 
 
 def elements(data: bytes, *, depth_max: int = DEPTH_MAX) -> list[bytes]:
@@ -231,6 +278,40 @@ def write(value: Json) -> bytes:
         NumberRange: A number in it has no binary64.
         TypeError: It holds something that JSON cannot say.
     """
+    if _is_plain(value):
+        try:
+            return _FAST_WRITER.encode(value)
+        except (UnicodeEncodeError, RecursionError):
+            pass
+    return _write_slowly(value)
+
+
+def _is_plain(value: Json) -> bool:
+    """Say whether msgspec writes a value as it is to be written, but for what it refuses.
+
+    It sorts names by their code points, and has its own way with floats and long integers.
+    """
+    unseen: list[Iterable[Json]] = [(value,)]
+    for holder in unseen:
+        for inner in holder:
+            kind = type(inner)
+            if kind is str or kind is bool or inner is None:
+                continue
+            if kind is int:
+                if not -_EXACT <= inner <= _EXACT:
+                    return False
+            elif kind is dict:
+                if not all(type(key) is str and key.isascii() for key in inner):
+                    return False
+                unseen.append(inner.values())
+            elif kind is list or kind is tuple:
+                unseen.append(inner)
+            else:
+                return False
+    return True
+
+
+def _write_slowly(value: Json) -> bytes:
     out: list[str] = []
     # What is still to be written, the next last: text as it is, or a value in a tuple.
     rest: list[str | tuple[Json]] = [(value,)]
@@ -262,6 +343,14 @@ def write(value: Json) -> bytes:
         else:
             raise TypeError(f"JSON has no {type(inner).__name__}")
     return "".join(out).encode()
+
+
+def quoted(value: str) -> bytes:
+    """Return the canonical JSON of a text."""
+    try:
+        return _FAST_WRITER.encode(value)
+    except UnicodeEncodeError:
+        return _string(value).encode()
 
 
 def _string(value: str) -> str:

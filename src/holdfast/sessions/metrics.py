@@ -24,6 +24,9 @@ class Metrics:
             prefix + "events_total", "Events that were offered, by source and outcome", "source", "outcome"
         )
         self.rejected = Counter(prefix + "rejected_total", "Requests and calls that were refused, by code", "code")
+        self.dropped = Counter(
+            prefix + "dropped_total", "Bodies that were not kept of calls that were stored, by reason", "reason"
+        )
         self.derived = Counter(prefix + "derive_total", "Derivations, by what they ended in", "result")
         self.derive_lag = Gauge(prefix + "derive_lag_seconds", "Age of the oldest event that waits to be derived")
         self.pending = Gauge(prefix + "pending_events", "Events that wait to be derived")
@@ -35,6 +38,7 @@ class Metrics:
         self.turns = Counter(prefix + "turns_total", "Turns that are new, by provider and status", "provider", "status")
         self.unpriced = Counter(prefix + "unpriced_turns", "New turns without a price")
         self.unmeasured = Counter(prefix + "unmeasured_turns", "New turns without a count of tokens")
+        self.packed = Counter(prefix + "packed_total", "Requests that were packed, by what became of them", "result")
         self.redactions = Counter(prefix + "redactions_total", "Secrets that were taken out, by rule", "rule")
 
 

@@ -14,8 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.sessions import jcs
@@ -49,12 +48,17 @@ _TAGS = (
 # Not what str.strip() takes: that has U+001C to U+001F too.
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
-_LINE_FEEDS = re.compile("\n\n+")
-
-_WRITTEN = (
-    "text", "image_url", "image_base64", "media_type", "tool_use_id", "tool_name", "tool_input", "tool_result_id",
-    "tool_output", "thinking", "content",
+_LABELS = tuple(
+    (name, f'"{name}":'.encode())
+    for name in (
+        "content", "image_base64", "image_url", "is_error", "media_type", "text", "thinking", "tool_input",
+        "tool_name", "tool_output", "tool_result_id", "tool_use_id", "type",
+    )
 )  # fmt: skip
+"""What is written of a block, in the order of canonical JSON."""
+
+_PIECE_CHARS = 64 * 1024
+"""Longer texts are worked on in pieces: there may be an image of many megabytes in one, and each step is a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,10 @@ def node_hash(role: str, blocks: Sequence[Block], parent: str = "") -> str:
     Raises:
         NumberRange: A number in it has no binary64.
     """
-    return hashlib.sha256(canonical(role, blocks, parent)).hexdigest()
+    hashed = hashlib.sha256()
+    for piece in _pieces(role, blocks, parent):
+        hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def answer_hash(message: Message) -> str:
@@ -117,17 +124,32 @@ def canonical(role: str, blocks: Sequence[Block], parent: str = "") -> bytes:
     Raises:
         NumberRange: A number in them has no binary64.
     """
-    written = [_member_of(block) for block in project(blocks)]
-    return jcs.write({"content": {"content": written, "role": role, "type": "message"}, "parent": parent})
+    return b"".join(_pieces(role, blocks, parent))
 
 
-def _member_of(block: Block) -> dict[str, Json]:
-    found: dict[str, Json] = {"type": block.type, "is_error": block.is_error}
-    for name in _WRITTEN:
-        value = getattr(block, name)
-        if value is not None and value != "" and value != {} and value != []:
-            found[name] = value
-    return found
+def _pieces(role: str, blocks: Sequence[Block], parent: str) -> Iterator[bytes]:
+    """Go through the canonical bytes of a message, so that those of a large one are never all in memory."""
+    yield b'{"content":{"content":['
+    opening = b"{"
+    for block in project(blocks):
+        for name, label in _LABELS:
+            value = getattr(block, name)
+            if name != "type" and (value is None or value == "" or value == {} or value == []):
+                continue
+            yield opening + label
+            opening = b","
+            if not isinstance(value, str):
+                yield jcs.write(value)
+            elif len(value) <= _PIECE_CHARS:
+                yield jcs.quoted(value)
+            else:
+                yield b'"'
+                for start in range(0, len(value), _PIECE_CHARS):
+                    yield jcs.quoted(value[start : start + _PIECE_CHARS])[1:-1]
+                yield b'"'
+        yield b"}"
+        opening = b",{"
+    yield b'],"role":' + jcs.quoted(role) + b',"type":"message"},"parent":' + jcs.quoted(parent) + b"}"
 
 
 # --- projection ---------------------------------------------------------------------------------------
@@ -164,14 +186,26 @@ def project(blocks: Sequence[Block]) -> list[Block]:
 
 def normalised(text: str) -> str:
     """Return a text without injected tags and without white space that says nothing."""
-    for tag in _TAGS:
-        text = _without(text, f"<{tag}>", f"</{tag}>")
+    if "<" in text:
+        for tag in _TAGS:
+            text = _without(text, f"<{tag}>", f"</{tag}>")
     if "\r" in text:
         text = text.replace("\r\n", "\n")
     if "\n" in text:
-        text = _LINE_FEEDS.sub("\n", text)  # a long run would become as many lines
-        text = "\n".join(bare for line in text.split("\n") if (bare := line.rstrip(" \t")))
+        text = "\n".join(_bare(text))
     return text.strip(_SPACE)
+
+
+def _bare(text: str) -> Iterator[str]:
+    """Go through the lines of a text, many at a time, without empty ones and without blanks at their ends."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _PIECE_CHARS)
+        end = len(text) if end < 0 else end
+        lines = "\n".join(bare for line in text[start:end].split("\n") if (bare := line.rstrip(" \t")))
+        if lines:
+            yield lines
+        start = end + 1
 
 
 def _without(text: str, opening: str, closing: str) -> str:

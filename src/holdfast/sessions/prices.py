@@ -19,6 +19,7 @@ import logging
 import tomllib
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from holdfast.sessions.values import Cost, CostLine
 if TYPE_CHECKING:
     from holdfast.sessions.config import SessionsConfig
 
-__all__ = ["FirstOf", "GenaiPrices", "rate_cards", "source"]
+__all__ = ["FirstOf", "GenaiPrices", "is_known", "rate_cards", "source"]
 
 CARDS_BYTES_MAX = 16 * 1024 * 1024
 """A file of rate cards that is larger is another file."""
@@ -158,6 +159,11 @@ def source(config: SessionsConfig) -> PriceSource:
         with contextlib.suppress(ConfigError):  # an extra: without it only cards are asked
             sources.append(GenaiPrices())
     return FirstOf(sources)
+
+
+def is_known(config: SessionsConfig) -> bool:
+    """Say whether an installation knows any prices but that of models on one's own machine."""
+    return config.prices.cards is not None or (config.prices.package and find_spec("genai_prices") is not None)
 
 
 def rate_cards(path: Path) -> list[RateCard]:

@@ -23,7 +23,7 @@ from holdfast.sessions.codings import CodingError
 from holdfast.sessions.errors import InvalidField, SessionError
 from holdfast.sessions.intake import Sent
 from holdfast.sessions.jcs import Json
-from holdfast.sessions.redact import Rules, redact
+from holdfast.sessions.redact import Rules, may_hide, redact
 from holdfast.sessions.values import Facts, plain
 
 __all__ = ["DROPPED", "Kept", "kept"]
@@ -100,7 +100,7 @@ class _Work:
             return
         bare, salvaged = _bare(self.asked, self._call.request_encoding)
         cleaned = self.clean(bare)
-        if b"\\u" in cleaned:
+        if may_hide(cleaned, self._using):
             cleaned = self._unescaped(cleaned)
         if cleaned != bare:
             self.asked = cleaned

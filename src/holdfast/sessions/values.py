@@ -240,11 +240,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: an org, and what its credential is good for."""
+    """Who asks: an org, and what its credential is good for.
+
+    Attributes:
+        auth_subject: For whom, where a trusted proxy says so; calls that name nobody themselves are theirs.
+    """
 
     org_id: UUID
     scopes: frozenset[Scope]
     access_key_id: str = ""
+    auth_subject: str = ""
 
 
 LOCAL = Principal(UUID(int=0), frozenset(("ingest", "read", "admin")))

@@ -20,6 +20,7 @@ from holdfast.sessions.archive import scans
 from holdfast.sessions.archive.audit import Audit, Broken, Rule
 from holdfast.sessions.archive.work import Terms
 from holdfast.sessions.pricing import RateCard
+from holdfast.sessions.sealing import check_keys
 
 if TYPE_CHECKING:
     from holdfast.store.database import Database
@@ -80,7 +81,11 @@ async def verify(
         lag_us: How long an event may wait to be derived, in microseconds.
         cards: The rate cards that are known: prices by them are computed again.
         terms: What derivation depends on; None: turns without a session id are not grouped again.
+
+    Raises:
+        ConfigError: It is sealed with a key that is not there.
     """
+    await check_keys(database)
     count = 0
     problems: list[Problem] = []
     with trace.span("holdfast.sessions.verify") as span:
@@ -99,6 +104,7 @@ def _problem(broken: Broken) -> Problem:
 
 async def projection_hash(database: Database, org: UUID | None = None) -> str:
     """Return one hash of all that was derived, 64 hex digits: equal in ledgers that were told the same."""
+    await check_keys(database)
     async with database.read() as tx:
         if org is not None:
             return await scans.projection_hash(tx, org)

@@ -3,6 +3,7 @@
 Ids have their prefixes, instants are aware, money is decimal; `document` makes of any of them what is sent as JSON.
 
 Invariants:
+    - What is absent is None, never an empty text; only the main thread's name is empty.
     - What was not measured is None, and what has no price is `unpriced`; neither becomes 0.
     - A total with such parts says how many there are.
 """
@@ -13,15 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
+
+import msgspec
 
 from holdfast.sessions import instants
 from holdfast.sessions.jcs import Json
-from holdfast.sessions.values import Block, CostLine, CostState, Status, UsageState, plain
+from holdfast.sessions.parents import ParentState
+from holdfast.sessions.values import Block, CostLine, CostState, Source, Status, UsageState, plain
 
 __all__ = [
-    "Branches", "Fork", "GroupBy", "Leaf", "Node", "Outcome", "Page", "Parent", "Seen", "Session", "SessionFilters",
-    "StatsRow", "Thread", "Total", "Tree", "TreeNode", "Turn", "TurnCost", "document",
+    "Branches", "Fork", "GroupBy", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent", "ParentHint", "Seen",
+    "Session", "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens", "Tree", "TreeNode", "Turn",
+    "TurnCost", "document",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -53,12 +58,32 @@ class SessionFilters:
     provider: str | None = None
     agent_name: str | None = None
     tag: str | None = None
-    parent_state: str | None = None
+    parent_state: ParentState | None = None
     thread: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     min_cost: Decimal | None = None
     include_placeholders: bool = False
+
+
+class Tokens(TypedDict):
+    """The nine counts; None: not measured."""
+
+    input: int | None
+    cache_read: int | None
+    cache_write: int | None
+    cache_write_5m: int | None
+    cache_write_1h: int | None
+    output: int | None
+    reasoning: int | None
+    input_audio: int | None
+    output_audio: int | None
+
+
+class TotalTokens(Tokens):
+    """What the turns that measured it used, and how many did not."""
+
+    unmeasured_turns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +102,28 @@ class Total:
     provided_turns: int
 
 
+@dataclass(frozen=True, slots=True)
+class ParentHint:
+    """What a session says of its parent; `harness_id` is None where it was not said."""
+
+    harness_id: str | None
+    harness_session_id: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
     """Where a session was forked from.
 
     Attributes:
         session_id: None where no session is linked.
-        hint: What was said: harness (None: not said) and session id; None: nothing.
-        flag: `harness_assumed`, `depth`, or empty.
+        hint: What was said; None: nothing.
+        flag: `harness_assumed` or `depth`.
     """
 
     session_id: str | None
-    state: str
-    hint: tuple[str | None, str] | None = None
-    flag: str = ""
+    state: ParentState
+    hint: ParentHint | None = None
+    flag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +131,7 @@ class Outcome:
     """How the last turn of the main thread ended."""
 
     status: Status
-    stop_reason: str
+    stop_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,36 +139,36 @@ class Session:
     """One conversation of a harness.
 
     Attributes:
-        tokens: By column, what the turns that measured it used; None: none did. And `unmeasured_turns`.
+        title: Its display name, its name, the first words of the user, or its id: the first of these that there is.
         conflicts: By field, values that were said and disagree with the one that is kept.
         live: Whether it was seen in the last five minutes.
-        etag: Changes with anything shown here but `live`.
+        row_hash: Changes with anything shown here but `live` and `outcome`.
     """
 
     id: str
     harness_id: str
     harness_session_id: str
-    name: str
+    name: str | None
     display_name: str | None
     title: str
     parent: Parent
     is_placeholder: bool
     is_synthetic: bool
-    auth_subject: str
-    cwd: str
-    harness_version: str
+    auth_subject: str | None
+    cwd: str | None
+    harness_version: str | None
     harness_metadata: Mapping[str, Json]
     started_at: datetime | None
     last_seen_at: datetime | None
     turn_count: int
     failed_turn_count: int
-    tokens: Mapping[str, int | None]
+    tokens: TotalTokens
     cost: Total
     models: Mapping[str, int]
     conflicts: Mapping[str, Sequence[Json]]
     live: bool
     outcome: Outcome | None
-    etag: str
+    row_hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +177,7 @@ class TurnCost:
 
     usd: Decimal | None
     state: CostState
-    price_version: str
+    price_version: str | None
     provided_usd: Decimal | None
     computed_usd: Decimal | None
     lines: tuple[CostLine, ...] = ()
@@ -156,12 +189,12 @@ class Seen:
 
     event_id: str
     evidence_key: str
-    source: str
+    source: Source
     rank: int
     captured_at: datetime
     capture_id: str
-    message_id: str
-    request_id: str
+    message_id: str | None
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +202,8 @@ class Node:
     """One message in its place.
 
     Attributes:
+        sessions: Those that hold it, the earliest first, where that was asked.
+        sessions_truncated: Whether there are more of them.
         preview: Whether texts were cut.
     """
 
@@ -178,6 +213,7 @@ class Node:
     content: tuple[Block, ...]
     hash_version: int = 1
     sessions: tuple[str, ...] = ()
+    sessions_truncated: bool = False
     preview: bool = False
 
 
@@ -186,41 +222,41 @@ class Turn:
     """One call to a provider, and what came back.
 
     Attributes:
-        tokens: By column; None: not measured.
+        row_hash: Changes with anything shown here but `messages`.
         messages: The chain, where it was asked for.
     """
 
     id: str
     session_id: str
     thread_id: str
-    parent_tool_use_id: str
+    parent_tool_use_id: str | None
     provider: str
-    endpoint: str
-    model: str
-    agent_name: str
+    endpoint: str | None
+    model: str | None
+    agent_name: str | None
     call_kind: str
     status: Status
     upstream_status: int | None
-    error_type: str
-    stop_reason: str
+    error_type: str | None
+    stop_reason: str | None
     captured_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
     ttft_ms: int | None
     duration_ms: int | None
-    message_id: str
-    upstream_request_id: str
+    message_id: str | None
+    upstream_request_id: str | None
     request_params: Mapping[str, Json]
     hash_version: int
-    root_hash: str
-    head_hash: str
-    response_hash: str
-    answer_hash: str
-    continues_hash: str
+    root_hash: str | None
+    head_hash: str | None
+    response_hash: str | None
+    answer_hash: str | None
+    continues_hash: str | None
     chain_length: int
-    tokens: Mapping[str, int | None]
+    tokens: Tokens
     usage_state: UsageState
-    service_tier: str
+    service_tier: str | None
     server_tools: Mapping[str, int]
     raw_usage: Json
     cost: TurnCost
@@ -228,9 +264,32 @@ class Turn:
     fidelity: str
     tags: tuple[str, ...]
     flags: tuple[str, ...]
+    evidence_count: int
     evidence: tuple[Seen, ...]
-    etag: str
+    row_hash: str
     messages: tuple[Node, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One thing that happened in a session: a turn, or a tool that its answer asked for.
+
+    Attributes:
+        at: When it began.
+        ended_at: When it ended; of a tool use, when its result was first seen; None: not known.
+        id: The turn's, or the provider's for the tool use.
+        name: The model, or the tool.
+        outcome: The turn's status; of a tool use `ok` or `error`; None: not known.
+    """
+
+    at: datetime
+    ended_at: datetime | None
+    kind: Literal["turn", "tool_use"]
+    id: str
+    name: str | None
+    outcome: str | None
+    turn_id: str
+    thread_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,13 +297,13 @@ class StatsRow:
     """The turns of one group.
 
     Attributes:
-        key: The day, model, harness, subject or session.
+        key: The day, model, harness, subject or session; None: that of turns that name none.
     """
 
-    key: str
+    key: str | None
     turns: int
     failed: int
-    tokens: Mapping[str, int | None]
+    tokens: TotalTokens
     cost: Total
 
 
@@ -274,7 +333,7 @@ class Tree:
     Attributes:
         own: The session's own turns.
         subtree: With all that is below, as far as it is shown.
-        truncated: Whether there is more below.
+        truncated: Whether there is more, above or below.
     """
 
     session: Session
@@ -320,6 +379,8 @@ def document(value: Any) -> Json:
         return f"{value:f}"
     if isinstance(value, Block):
         return plain(value)
+    if isinstance(value, msgspec.Struct):
+        return document(msgspec.to_builtins(value))
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: document(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):

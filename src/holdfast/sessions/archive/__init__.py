@@ -21,18 +21,21 @@ from holdfast.sessions.archive.captures import (
     count_states,
     event_state,
     fail,
+    get_event,
     list_events,
     list_pending,
     load,
     recorded,
     replay,
+    told_of,
 )
+from holdfast.sessions.archive.chains import packed
 from holdfast.sessions.archive.derive import Folded, Lost, Outcome, Refused, Unparsed, derive, settle
 from holdfast.sessions.archive.rows import Body, body_of
-from holdfast.sessions.archive.work import Terms, Widen, locks_of
+from holdfast.sessions.archive.work import Terms, Widen, hold, locks_of
 
 __all__ = [
     "Body", "Due", "Event", "Folded", "Known", "Listed", "Loaded", "Lost", "Outcome", "Refused", "StateCount", "Terms",
-    "Unparsed", "Widen", "accept", "body_of", "count_states", "derive", "event_state", "fail", "list_events",
-    "list_pending", "load", "locks_of", "recorded", "replay", "settle",
+    "Unparsed", "Widen", "accept", "body_of", "count_states", "derive", "event_state", "fail", "get_event", "hold",
+    "list_events", "list_pending", "load", "locks_of", "packed", "recorded", "replay", "settle", "told_of",
 ]  # fmt: skip

@@ -9,20 +9,22 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
+from blake3 import blake3
 
-from holdfast.sessions import identity, nodes, pricing, turns
-from holdfast.sessions.archive import rows
-from holdfast.sessions.archive.derive import identity_of
+from holdfast.sessions import derivation, identity, nodes, overlays, pricing, turns
+from holdfast.sessions.archive import attributions, rows
+from holdfast.sessions.archive.captures import body
+from holdfast.sessions.archive.derive import columns_of, identity_of
 from holdfast.sessions.archive.scans import scan
 from holdfast.sessions.archive.standing import Standing, standing_of
+from holdfast.sessions.archive.standing import columns_of as columns_of_session
 from holdfast.sessions.archive.work import Kept, Seen, Terms, kept_of, priced, seen_of
 from holdfast.sessions.evidence import SessionRow
 from holdfast.sessions.identity import Synthetic
@@ -39,10 +41,20 @@ Rule: TypeAlias = Literal[
 ]  # fmt: skip
 """What is proved; the numbers of the contract in their order, but for search, which is not there yet."""
 
+_PARTS: tuple[Literal["request", "response"], ...] = ("request", "response")
 _SUMS = (
     "turn_count", "failed_turn_count", "tokens", "unmeasured_turn_count", "cost_pusd", "unpriced_turn_count",
     "partial_turn_count", "provided_turn_count", "models",
 )  # fmt: skip
+
+_PLACE = (
+    "harness_id", "harness_session_id", "synthetic", "parent_harness_id", "parent_harness_session_id", "thread_id",
+)  # fmt: skip
+_COUNTED = frozenset(("turn_count", "tokens_sum", "cost_pusd"))
+_COLUMNS = _COUNTED | {
+    "harness_id", "harness_session_id", "is_placeholder", "is_synthetic", "auth_subject", "started_at", "last_seen_at",
+    "hint_harness", "hint_key", "hint_mark",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +105,14 @@ class Audit:
         self._lag_us = lag_us
         self._cards = {pricing.version(card): card for card in cards}
         self._named: set[Rule] = set()
+        self._overlays = overlays.NONE
+        self._places: dict[bytes, bytes] = {}
         self._turns: dict[bytes, tuple[bytes, bytes]] = {}
         self._parents: dict[tuple[int, bytes], bytes | None] = {}
         self._holds: dict[bytes, dict[tuple[int, bytes], bytes]] = defaultdict(dict)
         self._parts: dict[bytes, set[bytes]] = defaultdict(set)
         self._live: dict[tuple[str, bytes], bytes] = {}
+        self._parted: dict[tuple[bytes, str], bytes] = {}
         self.events_count = 0
 
     async def run(self) -> AsyncIterator[Broken]:
@@ -105,6 +120,7 @@ class Audit:
         looks = (
             self._events, self._nodes, self._all_turns, self._evidence, self._sessions, self._links, self._changes,
         )  # fmt: skip
+        self._overlays = await attributions.load_overlays(self._tx, self._org)
         for look in looks:
             async for broken in look():
                 if broken.rule not in self._named:
@@ -119,12 +135,21 @@ class Audit:
     async def _events(self) -> AsyncIterator[Broken]:
         async for row in scan(self._tx, self._org, "raw_events.scan", page=20):
             self.events_count += 1
+            self._places[row.event_id] = self._place(row)
             name = identity.shown_id("cap", row.event_id)
-            for part in ("request", "response"):
-                if not _is_whole(row, part):
+            for part in _PARTS:
+                found = body(row, part)
+                if found is not None and not found.is_whole():
                     yield self._broken("body", "session_raw_events", name, f"the {part} is not what was captured")
             if row.derive_state == "pending" and row.received_at < self._now - self._lag_us:
                 yield self._broken("lag", "session_raw_events", name, "the event waits to be derived for too long")
+
+    def _place(self, row: Row) -> bytes:
+        """Return a digest of where an event is, as it was sent and as attributions say."""
+        if row.derive_state == "refused":
+            return b""
+        event = overlays.attributed(attributions.sent(row, self._org), self._overlays.active)
+        return _digest(derivation.placed(event).items())
 
     async def _nodes(self) -> AsyncIterator[Broken]:
         async for row in scan(self._tx, self._org, "nodes.scan"):
@@ -174,7 +199,7 @@ class Audit:
 
     async def _all_turns(self) -> AsyncIterator[Broken]:
         async for row in scan(self._tx, self._org, "turns.scan"):
-            self._turns[row.turn_id] = (row.session_id, row.row_hash)
+            self._turns[row.turn_id] = (row.session_id, _digest(row))
             self._live["turn", row.turn_id] = row.row_hash
             if await self._get("sessions.load", session_id=row.session_id) is None:
                 name = identity.shown_id("turn", row.turn_id)
@@ -189,6 +214,8 @@ class Audit:
             name = identity.shown_id("cap", row.event_id)
             if await self._get("raw_events.state", event_id=row.event_id) is None:
                 yield self._broken("owner", "session_turn_evidence", name, "the event is missing")
+            if _digest((each, getattr(seen.evidence.says, each)) for each in _PLACE) != self._places.get(row.event_id):
+                yield self._broken("turn", "session_turn_evidence", name, "the call was sent, or put, elsewhere")
             owner = self._turns.get(row.turn_id)
             if owner is None:
                 yield self._broken("owner", "session_turn_evidence", name, "the turn is missing")
@@ -209,25 +236,33 @@ class Audit:
         """Say whether an evidence belongs to another turn than it is stored with."""
         if not seen.evidence.message_id and seen.evidence.join_key is None:
             return seen.turn_id != identity_of((seen.evidence,))
+        if seen.id not in self._parted:
+            await self._part(seen)
+        return self._parted[seen.id] != seen.turn_id
+
+    async def _part(self, seen: Seen) -> None:
+        """Note for an evidence, and for all that it may share a turn with, which turn each belongs to."""
         found = {seen.id: seen}
         unseen = [seen]
+        asked: set[tuple[str, ...]] = set()
         while unseen:
             one = unseen.pop().evidence
             near: list[Row] = []
-            if one.message_id:
+            named, joined = (one.provider, one.message_id), (one.join_key or "",)
+            if one.message_id and named not in asked:
                 near += await self._tx.all(
                     "turn_evidence.named", org=self._org.bytes, provider=one.provider, message_id=one.message_id
                 )
-            if one.join_key is not None:
+            if one.join_key is not None and joined not in asked:
                 near += await self._tx.all("turn_evidence.joined", org=self._org.bytes, join_key=one.join_key)
+            asked |= {named, joined}
             for other in map(seen_of, near):
                 if other.id not in found:
                     found[other.id] = other
                     unseen.append(other)
         for cell in turns.partition([each.evidence for each in found.values()]):
-            if any((each.event_id, each.evidence_key) == seen.id for each in cell):
-                return identity_of(cell) != seen.turn_id
-        return True
+            for each in cell:
+                self._parted[each.event_id, each.evidence_key] = identity_of(cell)
 
     # --- sessions
 
@@ -246,7 +281,7 @@ class Audit:
                 if broken is not None:
                     yield broken
             fold = turns.refold(standing.key, (each.facts for each in kept))
-            for rule in _differences(standing.fold, fold):
+            for rule in [*_differences(standing.fold, fold), *_misplaced(row, standing)]:
                 yield self._broken(rule, "session_sessions", name, "the session is not what its turns make of it")
         for broken in self._misgrouped():
             yield broken
@@ -290,7 +325,9 @@ class Audit:
 
     async def _turn_fault(self, name: str, kept: Kept) -> Broken | None:
         facts = kept.facts
-        if facts.turn_id not in self._turns or rows.hash_turn(facts, kept.cell) != kept.row_hash:
+        _, digest = self._turns.get(facts.turn_id, (b"", b""))
+        stored = digest == _digest(columns_of(kept, kept.row_hash))
+        if not stored or rows.hash_turn(facts, kept.cell) != kept.row_hash:
             return self._broken("turn", "session_turns", name, "the turn is not what its events say")
         row = await self._get("cost_ledger.last", event_id=facts.usage_event, evidence_key=facts.usage_key)
         if priced(facts, row) != facts:
@@ -359,15 +396,16 @@ class Audit:
             yield self._broken("changes", "session_changes", f"{kind} {missing.hex()}", "a row is not in the list")
 
 
-def _is_whole(row: Row, part: str) -> bool:
-    stored = getattr(row, part)
-    if stored is None:
-        return True
-    body = rows.Body(stored, getattr(row, f"{part}_storage"), b"", 0)
-    try:
-        return hashlib.sha256(body.data()).digest() == bytes(getattr(row, f"{part}_sha256"))
-    except Exception:  # noqa: BLE001 - a frame that cannot be read is not whole
-        return False
+def _digest(columns: Iterable[object]) -> bytes:
+    return blake3(repr(tuple(columns)).encode()).digest(16)
+
+
+def _misplaced(row: Row, standing: Standing) -> list[Rule]:
+    """Return the rules that the columns break by which a session is found and sorted; not those of its parent."""
+    found = dict(zip(row._fields, columns_of_session(standing, row.row_hash), strict=True))
+    wrong = {name for name in _COLUMNS if getattr(row, name) != found[name]}
+    rules: dict[Rule, frozenset[str]] = {"counters": _COUNTED, "fold": _COLUMNS - _COUNTED}
+    return [rule for rule, names in rules.items() if wrong & names]
 
 
 def _differences(stored: SessionRow | None, found: SessionRow | None) -> list[Rule]:

@@ -7,25 +7,28 @@
 Invariants:
     - A capture id is taken once; whatever comes under it later changes nothing.
     - An event leaves `pending` once for every time it was put there.
-    - Bodies are never changed; those of a deleted session are dropped.
+    - Bodies are never changed, only stored in another form; those of a deleted session are dropped.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 from uuid import UUID
 
 from holdfast.sessions import identity, intake, jcs
 from holdfast.sessions.archive.rows import Body, Storage, pack, unpack
 from holdfast.sessions.derivation import RawEvent
+from holdfast.sessions.jcs import Json
 from holdfast.sessions.machine import Dead, Decision, DeriveState, Proceed, Recorded, Replay, Retry, decide
 from holdfast.sessions.values import Source
 from holdfast.store.database import Database, Row, Tx
 
 __all__ = [
-    "Due", "Event", "Known", "Listed", "Loaded", "StateCount", "accept", "count_states", "event_state", "fail",
-    "list_events", "list_pending", "load", "recorded", "replay",
+    "Due", "Event", "Known", "Listed", "Loaded", "StateCount", "accept", "body", "count_states", "event_state", "fail",
+    "get_event", "list_events", "list_pending", "load", "recorded", "replay", "told_of",
 ]  # fmt: skip
 
 _PAGE = 500
@@ -240,8 +243,8 @@ async def load(tx: Tx, org: UUID, event_id: bytes) -> Loaded | None:
         captured_at=row.captured_at,
         received_at=row.received_at,
         told=row.envelope,
-        request=_body(row, "request"),
-        response=_body(row, "response"),
+        request=body(row, "request"),
+        response=body(row, "response"),
         fidelity=row.fidelity,
         flags=frozenset(row.flags.split()),
         state=row.derive_state,
@@ -250,11 +253,15 @@ async def load(tx: Tx, org: UUID, event_id: bytes) -> Loaded | None:
     )
 
 
-def _body(row: Row, part: str) -> Body | None:
+def body(row: Row, part: Literal["request", "response"]) -> Body | None:
+    """Return a body of an event's row."""
     stored: bytes | None = getattr(row, part)
     if stored is None:
         return None
     storage: Storage = getattr(row, f"{part}_storage")
+    base = None
+    if storage == "delta" and row.base_request is not None:
+        base = Body(row.base_request, row.base_storage, b"", 0)
     return Body(
         stored,
         storage,
@@ -262,6 +269,7 @@ def _body(row: Row, part: str) -> Body | None:
         getattr(row, f"{part}_bytes"),
         getattr(row, f"{part}_encoding"),
         getattr(row, f"{part}_type"),
+        base,
     )
 
 
@@ -289,8 +297,8 @@ async def replay(
     *,
     states: Sequence[DeriveState] = ("dead",),
     version: int | None = None,
-) -> int:
-    """Put events back among those that wait; return how many.
+) -> list[bytes]:
+    """Put events back among those that wait; return which: fewer than were named where some cannot be.
 
     Args:
         tx: A transaction that may write.
@@ -299,10 +307,13 @@ async def replay(
         states: Which, where no events are named.
         version: Leave those that were settled at it; None: none.
     """
-    if event_ids:
+    found: list[bytes] = []
+    for event_id in dict.fromkeys(event_ids):
         assert org is not None
-        return await tx.run("raw_events.again", [(org.bytes, event_id) for event_id in event_ids])
-    count = 0
+        if await tx.run("raw_events.again", [(org.bytes, event_id)]):
+            found.append(event_id)
+    if event_ids:
+        return found
     for state in states:
         after = 0
         while True:
@@ -314,11 +325,12 @@ async def replay(
                 version=version,
                 limit=_PAGE,
             )
-            count += await tx.run("raw_events.again", [(row.org, row.event_id) for row in rows])
+            await tx.run("raw_events.again", [(row.org, row.event_id) for row in rows])
+            found += [row.event_id for row in rows]
             if len(rows) < _PAGE:
                 break
             after = rows[-1].seq
-    return count
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +377,20 @@ async def list_events(
         "raw_events.list", derive_state=state, org=None if org is None else org.bytes, after=after, limit=limit
     )
     return [_listed(row) for row in rows]
+
+
+async def get_event(tx: Tx, org: UUID, event_id: bytes) -> Listed | None:
+    """Return an event without its bodies."""
+    row = await tx.one("raw_events.get", org=org.bytes, event_id=event_id)
+    return None if row is None else _listed(row)
+
+
+async def told_of(tx: Tx, org: UUID, event_id: bytes) -> dict[str, Json]:
+    """Return what was told of an event but its bodies; nothing where its session was deleted."""
+    row = await tx.one("raw_events.told", ids=json.dumps([event_id.hex()]), org=org.bytes)
+    found = {} if row is None else jcs.read(unpack(row.envelope))
+    assert isinstance(found, dict)
+    return found
 
 
 def _listed(row: Row) -> Listed:

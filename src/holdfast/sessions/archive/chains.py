@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from holdfast.sessions import jcs
 from holdfast.sessions.archive import rows
 from holdfast.sessions.archive.work import SWEEP, Seen, Work, seen_of
+from holdfast.sessions.derivation import Derived
 from holdfast.sessions.evidence import Account, Evidence
 from holdfast.sessions.nodes import Node
 
-__all__ = ["DEPTH_ANY", "add_chain", "add_held", "add_parts", "relink", "sweep"]
+__all__ = ["DEPTH_ANY", "add_chain", "add_held", "add_parts", "packed", "relink", "sweep"]
 
 DEPTH_ANY = 2**53
 """Deeper than any chain."""
@@ -28,8 +30,30 @@ _WINDOWS = (4, 32, 256)
 """How many nodes are looked at together, from the end of a chain: most turns add few."""
 
 
-async def add_chain(work: Work, session_id: bytes, evidence: Evidence, chain: Sequence[Node]) -> None:
+_LARGE_CHARS = 1024 * 1024
+"""A longer text makes its node a large one: an image, as a rule, that would else be held, and packed on the loop."""
+
+
+def packed(derived: Derived) -> Derived:
+    """Return what an event says with its large nodes as they are stored. It takes a while, and saves room later."""
+    large = {node.hash: rows.write_blocks(node) for node in derived.nodes if _is_large(node)}
+    if not large:
+        return derived
+    nodes = [replace(node, blocks=()) if node.hash in large else node for node in derived.nodes]
+    return replace(derived, nodes=nodes, packed=large)
+
+
+def _is_large(node: Node) -> bool:
+    return any(
+        isinstance(text := getattr(block, name), str) and len(text) > _LARGE_CHARS
+        for block in node.blocks
+        for name in ("text", "image_base64", "tool_output", "thinking")
+    )
+
+
+async def add_chain(work: Work, session_id: bytes, evidence: Evidence, derived: Derived) -> None:
     """Keep the nodes of an evidence that came, and link them to its session."""
+    chain = derived.nodes
     mark, version = rows.mark_of(evidence.mark), evidence.says.hash_version
     start = await _known(work, session_id, version, chain, mark)
     org = work.org.bytes
@@ -42,7 +66,7 @@ async def add_chain(work: Work, session_id: bytes, evidence: Evidence, chain: Se
                 bytes.fromhex(node.hash),
                 bytes.fromhex(node.parent) if node.parent else None,
                 jcs.scrub(node.role),
-                rows.write_blocks(node),
+                derived.packed.get(node.hash) or rows.write_blocks(node),
                 mark,
             )
             for node in sorted(chain[start:], key=lambda node: node.hash)

@@ -14,18 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from holdfast.sessions import identity, jcs, pricing
+from holdfast.sessions import identity, jcs
 from holdfast.sessions.archive import rows
+from holdfast.sessions.archive.alone import alone
+from holdfast.sessions.archive.attributions import events_under
 from holdfast.sessions.archive.captures import Loaded, load, recorded
 from holdfast.sessions.archive.derive import apply, own_of, replace
 from holdfast.sessions.archive.family import settle_parents
+from holdfast.sessions.archive.packing import free
 from holdfast.sessions.archive.standing import Standings
-from holdfast.sessions.archive.work import SWEEP, Seen, Terms, Widen, Work, lock_names
+from holdfast.sessions.archive.work import Seen, Terms, Widen, Work, lock_names
 from holdfast.sessions.derivation import Derived
-from holdfast.sessions.values import Cost, SessionKey
-from holdfast.store.database import Database, Tx
+from holdfast.sessions.values import SessionKey
+from holdfast.store.database import Database
 
-__all__ = ["Deleted", "delete", "events_of", "rename", "reprice", "undelete"]
+__all__ = ["Deleted", "delete", "rename", "undelete"]
 
 _PAGE = 500
 
@@ -44,14 +47,6 @@ class Deleted:
     events: int
     turns: int
     moved: int
-
-
-class _Undone(Exception):
-    """Nothing is to be kept of the transaction."""
-
-    def __init__(self, found: Deleted | None) -> None:
-        super().__init__("a dry run")
-        self.found = found
 
 
 async def delete(  # noqa: PLR0913 - which session, who says so, and the terms
@@ -79,34 +74,17 @@ async def delete(  # noqa: PLR0913 - which session, who says so, and the terms
         terms: What derivation depends on.
         dry_run: Say what would go, and leave it.
     """
-    held = frozenset((SWEEP,))
-    while True:
-        try:
-            async with database.write() as tx:
-                work = Work(tx, org, held, mint, database.clock.now(), terms)
-                found = await _delete(work, session_id, actor, reason, read)
-                _keep(found, dry_run=dry_run)
-                return found
-        except Widen as more:
-            held |= more.keys
-        except _Undone as undone:
-            return undone.found
-
-
-def _keep(found: Deleted | None, *, dry_run: bool) -> None:
-    if dry_run:
-        raise _Undone(found)
+    async with alone(database, org, mint=mint, terms=terms, dry_run=dry_run) as work:
+        return await _delete(work, session_id, actor, reason, read)
 
 
 async def _delete(
     work: Work, session_id: bytes, actor: str, reason: str, read: Callable[[Loaded], Derived]
 ) -> Deleted | None:
-    await work.take()
     tx, org = work.tx, work.org.bytes
     standing = await Standings(work).get(session_id)
     if standing is None:
         return None
-    await work.guard_session(session_id, standing.key)
     note = (org, *standing.key, session_id, work.now, jcs.scrub(actor), jcs.scrub(reason))
     await tx.run("tombstones.put", [note])
     events = await _events(work, standing.key, session_id)
@@ -117,6 +95,7 @@ async def _delete(
     await _forget(work, session_id)
     await _mend_nodes(work, touched, read)
     gone = [(org, event_id) for event_id in events]
+    await free(tx, work.org, events)
     await tx.run("raw_events.drop", gone)
     await tx.run("cost_ledger.drop", gone)
     await tx.run("edits.drop", [(org, session_id)])
@@ -135,21 +114,12 @@ async def _forget(work: Work, session_id: bytes) -> None:
 
 
 async def _events(work: Work, key: SessionKey, session_id: bytes) -> list[bytes]:
-    """Return the events of a session: those that were sent under its key, or, where nobody sent one, put there."""
+    """Return the events of a session: those that were sent or put under its key, or, where nobody sent one, grouped."""
     org = work.org.bytes
     if identity.is_synthetic(key[1]):
         found = await work.tx.all("turn_evidence.of_session", org=org, session_id=session_id)
         return sorted({row.event_id for row in found})
-    events: list[bytes] = []
-    after = 0
-    while True:
-        page = await work.tx.all(
-            "raw_events.of_group", org=org, group_key=identity.group_key(key), after=after, limit=_PAGE
-        )
-        events += [row.event_id for row in page]
-        if len(page) < _PAGE:
-            return events
-        after = page[-1].seq
+    return await events_under(work.tx, work.org, key)
 
 
 async def _touched(work: Work, session_id: bytes, own: list[Seen]) -> list[tuple[int, bytes]]:
@@ -214,73 +184,6 @@ async def _undelete(work: Work, key: SessionKey) -> bool:
     await standings.find(key)  # whoever names it as the parent waits for it again
     await standings.write(await settle_parents(work, standings, whole=True))
     return True
-
-
-# --- prices and rebuilding ----------------------------------------------------------------------------
-
-
-async def reprice(  # noqa: PLR0913 - which event, its price, and who says so
-    database: Database,
-    org: UUID,
-    event_id: bytes,
-    cost: Cost,
-    *,
-    actor: str,
-    mint: Callable[[], bytes],
-    terms: Terms,
-) -> bool:
-    """Price the usage of an event again; say whether that changes anything. What it was priced at stays on record.
-
-    Args:
-        database: The ledger.
-        org: Whose.
-        event_id: Which.
-        cost: What a source of prices says now.
-        actor: Who says so; kept.
-        mint: Makes an id of 16 bytes.
-        terms: What derivation depends on.
-    """
-    held: frozenset[bytes] = frozenset()
-    while True:
-        try:
-            async with database.write() as tx:
-                work = Work(tx, org, held, mint, database.clock.now(), terms)
-                await work.take()
-                return await _reprice(work, event_id, cost, actor)
-        except Widen as more:
-            held |= more.keys
-
-
-async def _reprice(work: Work, event_id: bytes, cost: Cost, actor: str) -> bool:
-    org = work.org.bytes
-    pusd, lines = pricing.to_pusd(cost.usd), rows.write_lines(cost)
-    priced: list[Seen] = []
-    for seen in await own_of(work, event_id):
-        work.guard(seen.evidence)
-        key = seen.evidence.evidence_key
-        last = await work.tx.one("cost_ledger.last", org=org, event_id=event_id, evidence_key=key)
-        said = (cost.state, pusd, cost.price_version, lines)
-        if last is not None and (last.state, last.cost_pusd, last.price_version, last.lines) != said:
-            line = (org, event_id, key, last.n + 1, work.now, "reprice", *said, jcs.scrub(actor))
-            await work.tx.run("cost_ledger.append", [line])
-            priced.append(seen)
-    if priced:
-        await apply(work, await replace(work, priced, priced), Derived(), None, {})
-    return bool(priced)
-
-
-async def events_of(
-    tx: Tx, org: UUID, session_id: bytes | None = None, *, after: int = 0, limit: int = _PAGE
-) -> list[tuple[int, bytes]]:
-    """Return events in the order they came, with their place in it: of a session, all at once, or of the org, by pages.
-
-    Put back with `replay` and folded in again, and the sessions mended, they give the rows anew.
-    """
-    if session_id is not None:
-        found = await tx.all("turn_evidence.of_session", org=org.bytes, session_id=session_id)
-        return sorted({(row.seq, row.event_id) for row in found})
-    page = await tx.all("raw_events.page", org=org.bytes, after=after, limit=limit)
-    return [(row.seq, row.event_id) for row in page]
 
 
 async def rename(database: Database, org: UUID, session_id: bytes, display_name: str | None, *, actor: str) -> bool:

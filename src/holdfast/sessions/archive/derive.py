@@ -1,7 +1,7 @@
 """Fold one event into turns, nodes and sessions: one transaction, all of it or nothing.
 
     hold      what guards everything that is read below
-    fence     the event leaves `pending`; whoever comes second stops
+    fence     the event leaves the state it was loaded in; whoever comes second stops
     evidence  what the event says; the groups it is in are parted into turns anew
     turns     each that comes, changes or goes; those without a session id find their group
     nodes     the chain, and who holds it
@@ -27,17 +27,21 @@ import msgspec
 from holdfast.core import points
 from holdfast.sessions import identity, jcs, pricing, turns
 from holdfast.sessions.archive import chains, rows
-from holdfast.sessions.archive.captures import Loaded, event_state
+from holdfast.sessions.archive.captures import Loaded
 from holdfast.sessions.archive.family import settle_parents
 from holdfast.sessions.archive.grouping import regroup
+from holdfast.sessions.archive.packing import free
 from holdfast.sessions.archive.standing import Standings
 from holdfast.sessions.archive.work import (
+    About,
     Change,
     Kept,
+    Price,
     Seen,
     Terms,
     Widen,
     Work,
+    hold,
     kept_of,
     locks_of,
     seen_of,
@@ -48,8 +52,8 @@ from holdfast.sessions.values import COLUMNS, Cost, SessionKey
 from holdfast.store.database import Database, Tx
 
 __all__ = [
-    "Folded", "Lost", "Moves", "Outcome", "Refused", "Unparsed", "apply", "derive", "identity_of", "mend", "own_of",
-    "replace", "settle",
+    "Folded", "Lost", "Moves", "Outcome", "Refused", "Unparsed", "apply", "columns_of", "derive", "identity_of", "mend",
+    "own_of", "replace", "settle",
 ]  # fmt: skip
 
 points.register("sessions.deriving", "sessions.folding")
@@ -77,7 +81,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Somebody else has folded the event in, or it does not wait any more."""
+    """The event is not what it was when it was loaded, or something was attributed meanwhile."""
 
 
 Outcome: TypeAlias = Folded | Unparsed | Refused | Lost
@@ -110,6 +114,7 @@ async def settle(
         try:
             async with database.write() as tx:
                 now = database.clock.now()
+                await hold(tx, loaded.org, held)
                 return await derive(tx, loaded, derived, quote=quote, mint=mint, now=now, terms=terms, held=held)
         except Widen as more:
             held |= more.keys
@@ -126,7 +131,7 @@ async def derive(  # noqa: PLR0913 - an event, what it says, and the terms
     terms: Terms,
     held: frozenset[bytes],
 ) -> Outcome:
-    """Fold an event in, inside a transaction of the caller's that has written nothing.
+    """Fold an event in, inside a transaction of the caller's, which may fold in others before and after.
 
     Args:
         tx: The transaction.
@@ -136,17 +141,21 @@ async def derive(  # noqa: PLR0913 - an event, what it says, and the terms
         mint: As for `settle`.
         now: When, in microseconds; only noted.
         terms: As for `settle`.
-        held: What is to be held: `locks_of(loaded, derived)`, and what `Widen` named before.
+        held: What is held of the event's org: `locks_of(loaded, derived)`, and what `Widen` named before.
 
     Raises:
         Widen: More must be held: roll back and run again.
     """
     work = Work(tx, loaded.org, held, mint, now, terms)
-    await work.take()
     evidence = derived.evidence
     org = loaded.org.bytes
-    if evidence is not None and await _is_gone(work, evidence):
-        row = await tx.one("raw_events.refuse", org=org, event_id=loaded.event_id)
+    if evidence is not None:
+        work.about = await _about(work, evidence)
+    if work.about is not None and work.about.gone:
+        await free(tx, loaded.org, [loaded.event_id])
+        row = await tx.one(
+            "raw_events.refuse", org=org, event_id=loaded.event_id, was=loaded.state, stamp=derived.stamp
+        )
         return Lost() if row is None else Refused()
     row = await tx.one(
         "raw_events.derived",
@@ -155,6 +164,8 @@ async def derive(  # noqa: PLR0913 - an event, what it says, and the terms
         error=derived.unparsed,
         org=org,
         event_id=loaded.event_id,
+        was=loaded.state,
+        stamp=derived.stamp,
     )
     if row is None:
         return Lost()
@@ -164,26 +175,34 @@ async def derive(  # noqa: PLR0913 - an event, what it says, and the terms
     if said is not None:
         await _note_price(work, said, derived, quote)
     new = [] if said is None else [Seen(said, loaded.caller, b"")]
-    moves = await replace(work, await own_of(work, loaded.event_id), new)
-    await apply(work, moves, derived if said is not None else Derived(), said, parts)
-    if said is None:
-        return Unparsed(derived.unparsed)
-    own = await event_state(tx, loaded.org, loaded.event_id)
-    assert own is not None
-    assert own.turn_id is not None
-    assert own.session_id is not None
-    return Folded(own.turn_id, own.session_id)
+    own = [] if work.about is not None and not work.about.known else await own_of(work, loaded.event_id)
+    await apply(work, await replace(work, own, new), derived if said is not None else Derived(), said, parts)
+    return Unparsed(derived.unparsed) if said is None else _folded(work, said)
 
 
-async def _is_gone(work: Work, evidence: Evidence) -> bool:
+def _folded(work: Work, said: Evidence) -> Folded:
+    """Return where an evidence is now."""
+    turn = next(change.new for change in work.changes.values() if change.new is not None and said in change.new.cell)
+    assert turn.session_id is not None
+    return Folded(turn.facts.turn_id, turn.session_id)
+
+
+async def _about(work: Work, evidence: Evidence) -> About:
     says = evidence.says
     row = await work.tx.one(
-        "tombstones.get",
+        "turn_evidence.about",
         org=work.org.bytes,
+        event_id=evidence.event_id,
+        evidence_key=evidence.evidence_key,
         harness_id=jcs.scrub(says.harness_id),
         harness_session_id=jcs.scrub(says.harness_session_id),
+        provider=jcs.scrub(evidence.provider),
+        message_id=jcs.scrub(evidence.message_id),
+        request_id=jcs.scrub(evidence.request_id),
+        join_key=evidence.join_key,
     )
-    return row is not None
+    assert row is not None
+    return About(evidence.event_id, *row)
 
 
 def _shrunk(evidence: Evidence | None) -> tuple[Evidence | None, dict[bytes, bytes]]:
@@ -196,14 +215,16 @@ def _shrunk(evidence: Evidence | None) -> tuple[Evidence | None, dict[bytes, byt
 
 async def _note_price(work: Work, evidence: Evidence, derived: Derived, quote: Cost | None) -> None:
     """Price an evidence that measures usage, the first time it is derived."""
-    if derived.query is None:
+    assert work.about is not None
+    if work.about.priced:
         return
-    named = {"org": work.org.bytes, "event_id": evidence.event_id, "evidence_key": evidence.evidence_key}
-    if await work.tx.one("cost_ledger.last", **named) is not None:
-        return
-    cost = quote or Cost(None, "unpriced", "", ())
-    line = (*named.values(), 0, work.now, "derive", cost.state, pricing.to_pusd(cost.usd), cost.price_version)
-    await work.tx.run("cost_ledger.append", [(*line, rows.write_lines(cost), "")])
+    key = evidence.event_id, evidence.evidence_key
+    work.prices[key] = None
+    if derived.query is not None:
+        cost = quote or Cost(None, "unpriced", "", ())
+        price = work.prices[key] = Price(pricing.to_pusd(cost.usd), cost.state, cost.price_version)
+        line = (work.org.bytes, *key, 0, work.now, "derive", price.state, price.cost_pusd, price.price_version)
+        await work.tx.run("cost_ledger.append", [(*line, rows.write_lines(cost), "", "")])
 
 
 # --- evidence and turns -------------------------------------------------------------------------------
@@ -273,6 +294,8 @@ async def _is_mixed(work: Work, evidence: Evidence) -> bool:
     """
     if evidence.rank:
         return True
+    if work.about is not None and work.about.event_id == evidence.event_id:
+        return work.about.mixed
     row = await work.tx.one(
         "turn_evidence.mixed",
         org=work.org.bytes,
@@ -288,6 +311,8 @@ async def _is_joined(work: Work, evidence: Evidence) -> bool:
     """Say whether an evidence's join key decides anything: somebody without a message id must have it."""
     if evidence.rank and not evidence.message_id:
         return True
+    if work.about is not None and work.about.event_id == evidence.event_id:
+        return work.about.joined
     row = await work.tx.one("turn_evidence.loose", org=work.org.bytes, join_key=evidence.join_key)
     return row is not None
 
@@ -333,18 +358,18 @@ def identity_of(cell: tuple[Evidence, ...]) -> bytes:
 
 async def apply(work: Work, moves: Moves, derived: Derived, said: Evidence | None, parts: dict[bytes, bytes]) -> None:
     """Write what changed: evidences, turns, nodes and links, sessions, parents, and the list of changes."""
-    await _write_turns(work)
+    standings = Standings(work)
+    await _write_turns(work, standings)
     await _write_evidence(work, moves)
     await _write_chains(work, derived, said, parts)
     if points.armed:
         points.reach("sessions.folding")
-    standings = Standings(work)
     await _fold(work, standings)
     needed = await settle_parents(work, standings)
     await standings.write(needed)
 
 
-async def _write_turns(work: Work) -> None:
+async def _write_turns(work: Work, standings: Standings) -> None:
     org = work.org.bytes
     dropped, put, changes = [], [], []
     for turn_id, change in sorted(work.changes.items()):
@@ -353,20 +378,21 @@ async def _write_turns(work: Work) -> None:
                 dropped.append((org, turn_id))
                 changes.append((org, "turn", turn_id, change.old.row_hash, 1))
             continue
-        session_id = await work.session_id(change.new.facts.key)
+        session_id = (await standings.find(change.new.facts.key)).session_id
         row_hash = rows.hash_turn(change.new.facts, change.new.cell)
         work.changes[turn_id] = Change(
             change.old,
             Kept(change.new.facts, change.new.cell, change.new.caller, session_id, row_hash),
         )
-        put.append((org, *_columns(work.changes[turn_id].new, row_hash)))
+        put.append((org, *columns_of(work.changes[turn_id].new, row_hash)))
         changes.append((org, "turn", turn_id, row_hash, 0))
-    await work.tx.run("turns.drop", dropped)
+    if dropped:
+        await work.tx.run("turns.drop", dropped)
     await work.tx.run("turns.put", put)
-    await work.tx.run("changes.put", changes)
+    standings.changes += changes
 
 
-def _columns(kept: Kept | None, row_hash: bytes) -> tuple[object, ...]:
+def columns_of(kept: Kept | None, row_hash: bytes) -> tuple[object, ...]:
     """Return the columns of a turn, as far as they are asked for."""
     assert kept is not None
     facts = kept.facts
@@ -401,7 +427,8 @@ def _columns(kept: Kept | None, row_hash: bytes) -> tuple[object, ...]:
 async def _write_evidence(work: Work, moves: Moves) -> None:
     org = work.org.bytes
     gone = [(org, *key) for key in sorted(moves.before.keys() - moves.after.keys())]
-    await work.tx.run("turn_evidence.drop", gone)
+    if gone:
+        await work.tx.run("turn_evidence.drop", gone)
     of_turn = {
         (each.event_id, each.evidence_key): turn_id
         for turn_id, change in work.changes.items()
@@ -446,7 +473,7 @@ async def _write_chains(work: Work, derived: Derived, said: Evidence | None, par
     left: set[bytes] = set()
     for key, (session_id, evidence) in now.items():
         if said is not None and evidence is said:
-            await chains.add_chain(work, session_id, said, derived.nodes)
+            await chains.add_chain(work, session_id, said, derived)
             await chains.add_parts(work, session_id, parts)
         elif key not in was or was[key][0] != session_id:
             await chains.add_held(work, session_id, evidence)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, cast
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from holdfast.sessions.views import (
     SessionFilters,
     StatsRow,
     Thread,
+    TotalTokens,
     Tree,
     TreeNode,
     Turn,
@@ -43,7 +45,8 @@ from holdfast.store.database import Row, Tx
 
 __all__ = [
     "PAGE_MAX", "SORTS", "Ancestry", "Difference", "ancestry", "branches", "difference", "find_session", "get_body",
-    "get_node", "get_session", "get_turn", "load_chain", "page_sessions", "page_turns", "stats", "tree",
+    "get_node", "get_session", "get_turn", "list_turns", "load_chain", "page_kept", "page_sessions",
+    "page_turns", "stats", "tree",
 ]  # fmt: skip
 
 PAGE_MAX = 200
@@ -174,13 +177,30 @@ async def page_turns(
     tx: Tx, org: UUID, session_id: bytes, *, limit: int = 50, after: tuple[int, bytes] | None = None
 ) -> tuple[list[Turn], tuple[int, bytes] | None]:
     """Return turns of a session by their captured time, and what the next page goes on after; None: that is all."""
+    found, following = await page_kept(tx, org, session_id, limit=limit, after=after)
+    return [await _turn(tx, org, kept) for kept in found], following
+
+
+async def list_turns(tx: Tx, org: UUID, session_id: bytes, *, secret: bytes, limit: int, cursor: str) -> Page[Turn]:
+    """Return a page of the turns of a session; see `page_sessions`."""
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidQuery(f"limit is 1 to {PAGE_MAX}")
+    listing = Listing(org, "turns", "captured", False, {"session": session_id.hex()})  # noqa: FBT003 - ascending
+    after = cast("tuple[int, bytes]", cursors.decode(listing, cursor, secret=secret)) if cursor else None
+    found, following = await page_turns(tx, org, session_id, limit=limit, after=after)
+    return Page(tuple(found), None if following is None else cursors.encode(listing, following, secret=secret))
+
+
+async def page_kept(
+    tx: Tx, org: UUID, session_id: bytes, *, limit: int, after: tuple[int, bytes] | None
+) -> tuple[list[Kept], tuple[int, bytes] | None]:
+    """As `page_turns`, but as the ledger has them, without what is kept beside: parameters and prices."""
     at, turn_id = after or (-(2**63), b"")
     found = await tx.all(
         "turns.page", org=org.bytes, session_id=session_id, after_at=at, after_id=turn_id, limit=limit + 1
     )
-    shown = [await _turn(tx, org, kept) for kept in await _kept(tx, org, found[:limit])]
     last = found[limit - 1] if len(found) > limit else None
-    return shown, None if last is None else (last.captured_at, last.turn_id)
+    return await _kept(tx, org, found[:limit]), None if last is None else (last.captured_at, last.turn_id)
 
 
 async def _kept(tx: Tx, org: UUID, found: Sequence[Row]) -> list[Kept]:
@@ -236,10 +256,13 @@ async def load_chain(tx: Tx, org: UUID, turn_id: bytes, *, preview: bool = False
 
 
 async def get_body(tx: Tx, org: UUID, turn_id: bytes, part: Literal["request", "response"]) -> Body | None:
-    """Return a body of a turn as it was captured: that of the first of its events that has one."""
+    """Return a body of a turn as it was captured: that of the first of its events that has one.
+
+    An event of which no turn was made goes by its own id.
+    """
     kept = await find_turn(tx, org, turn_id)
-    for evidence in () if kept is None else kept.cell:
-        loaded = await load(tx, org, evidence.event_id)
+    for event_id in [turn_id] if kept is None else [evidence.event_id for evidence in kept.cell]:
+        loaded = await load(tx, org, event_id)
         body = None if loaded is None else loaded.request if part == "request" else loaded.response
         if body is not None:
             return body
@@ -255,8 +278,13 @@ HOLDERS_MAX = 100
 async def get_node(tx: Tx, org: UUID, hashed: bytes, *, version: int = 1) -> Node | None:
     """Return a node, with the sessions that hold it."""
     row = await tx.one("nodes.get", org=org.bytes, hash_version=version, hash=hashed)
-    holders = await tx.all("node_links.of_node", org=org.bytes, hash_version=version, hash=hashed, limit=HOLDERS_MAX)
-    return None if row is None else node_of(row, version, [each.session_id for each in holders])
+    holders = await tx.all(
+        "node_links.of_node", org=org.bytes, hash_version=version, hash=hashed, limit=HOLDERS_MAX + 1
+    )
+    if row is None:
+        return None
+    node = node_of(row, version, [each.session_id for each in holders[:HOLDERS_MAX]])
+    return replace(node, sessions_truncated=len(holders) > HOLDERS_MAX)
 
 
 class Ancestry(tuple[Node, ...]):
@@ -284,6 +312,10 @@ async def ancestry(tx: Tx, org: UUID, hashed: bytes, *, depth: int, version: int
     return way
 
 
+PATHS_FACTOR = 10
+"""How much longer than the messages of a session all ways to their ends may be together."""
+
+
 async def branches(tx: Tx, org: UUID, session_id: bytes, *, nodes_max: int) -> Branches:
     """Return where the messages of a session part."""
     found = await tx.all("nodes.of_session", org=org.bytes, session_id=session_id, limit=nodes_max + 1)
@@ -293,11 +325,18 @@ async def branches(tx: Tx, org: UUID, session_id: bytes, *, nodes_max: int) -> B
         if parent is not None:
             below[parent].append(hashed.hex())
     forks = [Fork(each.hex(), tuple(sorted(children))) for each, children in below.items() if len(children) > 1]
-    leaves = [Leaf(each.hex(), _path(parents, each)) for each in parents if each not in below]
+    leaves: list[Leaf] = []
+    left = nodes_max * PATHS_FACTOR
+    for each in sorted(each for each in parents if each not in below):
+        path = _path(parents, each)
+        left -= len(path)
+        if left < 0:
+            break
+        leaves.append(Leaf(each.hex(), path))
     return Branches(
         forks=tuple(sorted(forks, key=lambda fork: fork.hash)),
-        leaves=tuple(sorted(leaves, key=lambda leaf: leaf.hash)),
-        truncated=len(found) > nodes_max,
+        leaves=tuple(leaves),
+        truncated=len(found) > nodes_max or left < 0,
     )
 
 
@@ -315,16 +354,22 @@ class Difference(dict[str, list[str]]):
 
 
 async def difference(
-    tx: Tx, org: UUID, session_id: bytes, ends: tuple[bytes, bytes], *, nodes_max: int
+    tx: Tx, org: UUID, session_id: bytes, ends: tuple[bytes, bytes], *, version: int = 1
 ) -> Difference | None:
     """Return how the ways to two nodes of a session differ; None where one of them is not there."""
-    found = await tx.all("nodes.of_session", org=org.bytes, session_id=session_id, limit=nodes_max)
-    parents = {row.hash: row.parent_hash for row in found}
-    if not parents.keys() >= set(ends):
+    wanted = json.dumps([end.hex() for end in ends])
+    found = await tx.all("nodes.marks", hashes=wanted, session_id=session_id, org=org.bytes, hash_version=version)
+    if {row.hash for row in found if row.link_mark is not None} != set(ends):
         return None
-    a, b = (_path(parents, each) for each in ends)
+    a, b = [await _way(tx, org, version, end) for end in ends]
     shared = next((at for at, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
-    return Difference(common=list(a[:shared]), a=list(a[shared:]), b=list(b[shared:]))
+    return Difference(common=a[:shared], a=a[shared:], b=b[shared:])
+
+
+async def _way(tx: Tx, org: UUID, version: int, end: bytes) -> list[str]:
+    """Return the hashes from a node's root to itself."""
+    found = await tx.all("node_links.chain", org=org.bytes, hash_version=version, leaf=end, depth=chains.DEPTH_ANY)
+    return [row.hash.hex() for row in reversed(found)]
 
 
 # --- totals -------------------------------------------------------------------------------------------
@@ -347,12 +392,12 @@ _GROUPED: dict[GroupBy, str] = {
 }
 
 
-def _key(item: object, group_by: GroupBy) -> str:
+def _key(item: object, group_by: GroupBy) -> str | None:
     if group_by == "day":
         return instants.written(cast("int", item) * 86_400_000_000)[:10]
     if group_by == "session":
         return identity.shown_id("ses", cast("bytes", item))
-    return cast("str", item)
+    return cast("str", item) or None
 
 
 # --- trees --------------------------------------------------------------------------------------------
@@ -365,8 +410,8 @@ async def tree(
     row = await tx.one("sessions.load", org=org.bytes, session_id=session_id)
     if row is None:
         return None
-    above = await _above(tx, org, row, nodes_max)
-    below, truncated = await _below(tx, org, session_id, depth, nodes_max)
+    above, cut = await _above(tx, org, row, nodes_max)
+    below, more = await _below(tx, org, session_id, depth, nodes_max)
     shown = await _shown(tx, org, [row, *above, *(each for each, _ in below)], now=now)
     threads = await tx.all("turns.threads", org=org.bytes, session_id=session_id)
     descendants = tuple(
@@ -380,20 +425,22 @@ async def tree(
         own=_summed(shown[0].id, shown[:1]),
         subtree=_summed(shown[0].id, [shown[0], *(each.session for each in descendants)]),
         depth=max((level for _, level in below), default=0),
-        truncated=truncated,
+        truncated=cut or more,
     )
 
 
-async def _above(tx: Tx, org: UUID, row: Row, nodes_max: int) -> list[Row]:
+async def _above(tx: Tx, org: UUID, row: Row, nodes_max: int) -> tuple[list[Row], bool]:
     found: list[Row] = []
     at = row
-    while at.parent_session_id is not None and len(found) < nodes_max:
+    while at.parent_session_id is not None:
+        if len(found) == nodes_max:
+            return found, True
         above = await tx.one("sessions.load", org=org.bytes, session_id=at.parent_session_id)
         if above is None:
             break
         found.append(above)
         at = above
-    return found
+    return found, False
 
 
 async def _below(
@@ -437,8 +484,8 @@ def _summed(key: str, sessions: Iterable[Session]) -> StatsRow:
         partial += each.cost.partial_turns
         provided += each.cost.provided_turns
         pusd += pricing.to_pusd(each.cost.usd) or 0
-        for column, count in each.tokens.items():
+        for column, count in cast("dict[str, int | None]", each.tokens).items():
             before = tokens.get(column)
             tokens[column] = before if count is None else count + (before or 0)
     cost = total_of(turns, pusd, unpriced, partial, provided)
-    return StatsRow(key=key, turns=turns, failed=failed, tokens=tokens, cost=cost)
+    return StatsRow(key=key, turns=turns, failed=failed, tokens=cast("TotalTokens", tokens), cost=cost)

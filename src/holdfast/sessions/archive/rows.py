@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -20,9 +21,12 @@ import msgspec
 import zstandard
 from blake3 import blake3
 
+from holdfast.core.errors import ConfigError
+from holdfast.sessions import deltas
 from holdfast.sessions.evidence import Account, Evidence, SessionRow, TurnFacts
 from holdfast.sessions.jcs import Json
 from holdfast.sessions.nodes import Node
+from holdfast.sessions.sealing import MARK, refuse_sealed
 from holdfast.sessions.values import Block, Cost, CostLine, Mark, SessionKey
 
 __all__ = [
@@ -53,17 +57,33 @@ _BLOCKS = msgspec.json.Decoder(tuple[Block, ...])
 # --- bytes --------------------------------------------------------------------------------------------
 
 
+class _Frames(threading.local):
+    """What makes frames and reads them. To make one takes longer than most bodies; no two threads may use the same."""
+
+    def __init__(self) -> None:
+        self.packer = zstandard.ZstdCompressor(level=_LEVEL)
+        self.unpacker = zstandard.ZstdDecompressor()
+
+
+_frames = _Frames()
+
+
 def pack(data: bytes) -> bytes:
     """Return JSON as it is stored."""
     if len(data) < PACKED_BYTES_MIN:
         return data
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    packed = _frames.packer.compress(data)
     return packed if len(packed) < len(data) else data
 
 
 def unpack(stored: bytes) -> bytes:
-    """Return JSON that was packed."""
-    return zstandard.ZstdDecompressor().decompress(stored) if stored[:4] == _MAGIC else stored
+    """Return JSON that was packed.
+
+    Raises:
+        ConfigError: It is sealed, and there is no key.
+    """
+    refuse_sealed(stored)
+    return _frames.unpacker.decompress(stored) if stored[:4] == _MAGIC else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +95,7 @@ class Body:
         sha256: Of the body itself, 32 bytes.
         size: Of the body itself.
         encoding: The content coding that it was sent with, which is still on it.
+        base: The body that a delta is against.
     """
 
     stored: bytes
@@ -83,19 +104,39 @@ class Body:
     size: int
     encoding: str = ""
     content_type: str = ""
+    base: Body | None = None
 
     def data(self) -> bytes:
-        """Return the body."""
+        """Return the body. It takes a while for a large one.
+
+        Raises:
+            ConfigError: It is sealed, and there is no key.
+        """
+        refuse_sealed(self.stored)
         if self.storage == "zstd":
-            return zstandard.ZstdDecompressor().decompress(self.stored)
+            return _frames.unpacker.decompress(self.stored)
+        if self.storage == "delta":
+            return deltas.decode(self.stored, b"" if self.base is None else self.base.data())
         return self.stored
+
+    def is_whole(self) -> bool:
+        """Say whether it is what was captured."""
+        try:
+            return hashlib.sha256(self.data()).digest() == self.sha256
+        except ConfigError:
+            raise
+        except Exception:  # noqa: BLE001 - a frame that cannot be read is not whole
+            return False
 
 
 def body_of(data: bytes, *, encoding: str = "", content_type: str = "") -> Body:
     """Return a body as it is to be stored. It takes a while for a large one."""
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data) if len(data) >= PACKED_BYTES_MIN else data
+    marked = data.startswith(MARK)
+    packed = data
+    if marked or len(data) >= PACKED_BYTES_MIN:
+        packed = _frames.packer.compress(data)
     sha256 = hashlib.sha256(data).digest()
-    if len(packed) < len(data):
+    if marked or len(packed) < len(data):
         return Body(packed, "zstd", sha256, len(data), encoding, content_type)
     return Body(data, "plain", sha256, len(data), encoding, content_type)
 
@@ -202,9 +243,9 @@ def expand(params: Told, parts: Mapping[bytes, bytes]) -> dict[str, Json]:
 
 def hash_turn(turn: TurnFacts, evidences: tuple[Evidence, ...]) -> bytes:
     """Return the hash of a turn: what it says, and which evidences it is made of."""
-    said = msgspec.to_builtins(turn, builtin_types=(bytes,))
+    said = msgspec.structs.asdict(turn)
     for minted in ("turn_id", "usage_event"):
-        said.pop(minted, None)
+        del said[minted]
     return _hashed([said, [[each.source, each.rank, *each.mark] for each in evidences]])
 
 

@@ -1,7 +1,7 @@
 """Whole tables in the order of their keys, a page at a time; and one hash over all that was derived.
 
-The hash is the same for two stores that were told the same, whatever came first and whoever derived it: ids that were
-minted stand there by what they stand for, and what tells of arrival is left out.
+The hash is the same for two stores that were told the same, whatever came first and whoever told or derived it: ids
+that were minted stand there by what they stand for, and what tells of arrival, or of a store's own secret, is left out.
 
 Invariants:
     - A table is never held in memory as a whole; what the hash needs of it is a digest for each row.
@@ -73,14 +73,14 @@ async def projection_hash(tx: Tx, org: UUID) -> str:
     digests: list[bytes] = []
     async for row in scan(tx, org, "turn_evidence.scan"):
         marks[row.event_id, row.evidence_key] = row.mark
-        digests.append(_digest(turns.get(row.turn_id), row[4:12], rows.unpack(row.facts)))
+        digests.append(_digest(turns.get(row.turn_id), row[4:11], rows.unpack(row.facts)))
     _add(hashed, "evidence", digests)
     async for row in scan(tx, org, "turns.scan"):
         usage = marks.get((row.usage_event, row.usage_key))
         plain = [
             value
             for name, value in zip(row._fields, row, strict=True)
-            if name not in ("turn_id", "session_id", "usage_event", "usage_key")
+            if name not in ("turn_id", "session_id", "caller", "usage_event", "usage_key")
         ]
         digests.append(_digest(row.mark, sessions.get(row.session_id), usage, plain))
     _add(hashed, "turns", digests)

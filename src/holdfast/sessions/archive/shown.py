@@ -8,7 +8,9 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any, cast
 
 import msgspec
 
@@ -18,12 +20,27 @@ from holdfast.sessions.archive.standing import Standing, standing_of
 from holdfast.sessions.archive.work import Kept
 from holdfast.sessions.evidence import Evidence
 from holdfast.sessions.jcs import Json
-from holdfast.sessions.limits import TITLE_CHARS_MAX
 from holdfast.sessions.values import COLUMNS, Block, CostLine, Usage
-from holdfast.sessions.views import Node, Outcome, Parent, Seen, Session, StatsRow, Total, Turn, TurnCost
+from holdfast.sessions.views import (
+    Node,
+    Outcome,
+    Parent,
+    ParentHint,
+    Seen,
+    Session,
+    StatsRow,
+    Tokens,
+    Total,
+    TotalTokens,
+    Turn,
+    TurnCost,
+)
 from holdfast.store.database import Row
 
-__all__ = ["LIMB", "PREVIEW_CHARS_MAX", "cut", "node_of", "session_of", "stats_of", "total_of", "turn_of"]
+__all__ = [
+    "LIMB", "PREVIEW_CHARS_MAX", "cut", "node_of", "previewed", "session_of", "stats_of", "total_of", "total_tokens",
+    "turn_of",
+]  # fmt: skip
 
 LIMB = 1_000_000_000
 """What the store splits amounts at, so that no sum of either half overflows."""
@@ -45,32 +62,29 @@ def session_of(row: Row, outcome: Row | None, *, now: int) -> Session:
     """
     standing = standing_of(row)
     fold = standing.fold
-    counts: dict[str, int | None] = {}
-    for column in COLUMNS:
-        counts[column] = None if fold is None or column not in fold.tokens else fold.tokens[column][1]
-    counts["unmeasured_turns"] = 0 if fold is None else fold.unmeasured_turn_count
+    tokens = {} if fold is None else fold.tokens
+    counts = {column: tokens[column][1] if column in tokens else None for column in COLUMNS}
     shown = identity.shown_id("ses", standing.session_id)
-    name = "" if fold is None else fold.name
-    title = standing.display_name or name or ("" if fold is None else fold.first_text) or shown
+    name = None if fold is None else fold.name or None
     return Session(
         id=shown,
         harness_id=standing.key[0],
         harness_session_id=standing.key[1],
         name=name,
         display_name=standing.display_name,
-        title=title[:TITLE_CHARS_MAX],
+        title=standing.display_name or name or (fold is not None and fold.first_text) or shown,
         parent=_parent(standing),
         is_placeholder=fold is None,
         is_synthetic=fold is not None and fold.is_synthetic,
-        auth_subject="" if fold is None else fold.auth_subject,
-        cwd="" if fold is None else fold.cwd,
-        harness_version="" if fold is None else fold.harness_version,
+        auth_subject=None if fold is None else fold.auth_subject or None,
+        cwd=None if fold is None else fold.cwd or None,
+        harness_version=None if fold is None else fold.harness_version or None,
         harness_metadata={} if fold is None else fold.harness_metadata,
         started_at=None if fold is None or fold.started_at is None else instants.moment(fold.started_at),
         last_seen_at=None if fold is None or fold.last_seen_at is None else instants.moment(fold.last_seen_at),
         turn_count=0 if fold is None else fold.turn_count,
         failed_turn_count=0 if fold is None else fold.failed_turn_count,
-        tokens=counts,
+        tokens=total_tokens(counts, 0 if fold is None else fold.unmeasured_turn_count),
         cost=total_of(
             0 if fold is None else fold.turn_count,
             0 if fold is None else fold.cost_pusd,
@@ -81,8 +95,8 @@ def session_of(row: Row, outcome: Row | None, *, now: int) -> Session:
         models={} if fold is None else fold.models,
         conflicts=_conflicts(standing),
         live=fold is not None and fold.last_seen_at is not None and 0 <= now - fold.last_seen_at < LIVE_US,
-        outcome=None if outcome is None else Outcome(outcome.status, outcome.stop_reason),
-        etag=row.row_hash.hex(),
+        outcome=None if outcome is None else Outcome(outcome.status, outcome.stop_reason or None),
+        row_hash=row.row_hash.hex(),
     )
 
 
@@ -91,8 +105,8 @@ def _parent(standing: Standing) -> Parent:
     return Parent(
         session_id=None if standing.parent_id is None else identity.shown_id("ses", standing.parent_id),
         state=standing.parent_state,
-        hint=None if hint is None else (hint.harness_id or None, hint.harness_session_id),
-        flag=standing.parent_flag,
+        hint=None if hint is None else ParentHint(hint.harness_id or None, hint.harness_session_id),
+        flag=standing.parent_flag or None,
     )
 
 
@@ -113,16 +127,19 @@ def total_of(turns: int, pusd: int, unpriced: int, partial: int, provided: int) 
     )
 
 
-def stats_of(row: Row, key: str) -> StatsRow:
+def total_tokens(counts: Mapping[str, int | None], unmeasured: int) -> TotalTokens:
+    """Return what turns used together."""
+    return cast("TotalTokens", {**counts, "unmeasured_turns": unmeasured})
+
+
+def stats_of(row: Row, key: str | None) -> StatsRow:
     """Return a group of turns as it is shown."""
-    counts: dict[str, int | None] = {column: getattr(row, column) for column in COLUMNS}
-    counts["unmeasured_turns"] = int(row.unmeasured or 0)
     pusd = int(row.cost_high or 0) * LIMB + int(row.cost_low or 0)
     return StatsRow(
         key=key,
         turns=row.turns,
         failed=int(row.failed or 0),
-        tokens=counts,
+        tokens=total_tokens({column: getattr(row, column) for column in COLUMNS}, int(row.unmeasured or 0)),
         cost=total_of(row.turns, pusd, int(row.unpriced or 0), int(row.partial or 0), int(row.provided or 0)),
     )
 
@@ -142,7 +159,7 @@ def turn_of(kept: Kept, params: Mapping[str, Json], lines: tuple[CostLine, ...])
     usage = facts.usage or Usage()
     assert kept.session_id is not None
     said = {
-        name: getattr(facts, name)
+        name: _present(name, getattr(facts, name))
         for name in Turn.__dataclass_fields__
         if name in facts.__struct_fields__ and name not in ("captured_at", "started_at", "ended_at", "request_params")
     }
@@ -154,20 +171,25 @@ def turn_of(kept: Kept, params: Mapping[str, Json], lines: tuple[CostLine, ...])
         started_at=None if facts.started_at is None else instants.moment(facts.started_at),
         ended_at=None if facts.ended_at is None else instants.moment(facts.ended_at),
         request_params=params,
-        tokens={column: getattr(usage, column) for column in COLUMNS},
-        service_tier=usage.service_tier,
+        tokens=cast("Tokens", {column: getattr(usage, column) for column in COLUMNS}),
+        service_tier=usage.service_tier or None,
         server_tools=usage.server_tools,
         cost=TurnCost(
             usd=pricing.from_pusd(facts.cost_pusd),
             state=facts.cost_state,
-            price_version=facts.price_version,
+            price_version=facts.price_version or None,
             provided_usd=pricing.from_pusd(facts.provided_pusd),
             computed_usd=pricing.from_pusd(facts.computed_pusd),
             lines=lines,
         ),
         evidence=tuple(map(_seen, kept.cell)),
-        etag=kept.row_hash.hex(),
+        row_hash=kept.row_hash.hex(),
     )
+
+
+def _present(name: str, value: Any) -> Any:
+    """Return None for an empty text, but for that of the main thread, whose name it is."""
+    return None if value == "" and name != "thread_id" else value
 
 
 def _seen(evidence: Evidence) -> Seen:
@@ -178,8 +200,8 @@ def _seen(evidence: Evidence) -> Seen:
         rank=evidence.rank,
         captured_at=instants.moment(evidence.captured_at),
         capture_id=evidence.capture_id,
-        message_id=evidence.message_id,
-        request_id=evidence.request_id,
+        message_id=evidence.message_id or None,
+        request_id=evidence.request_id or None,
     )
 
 
@@ -188,24 +210,32 @@ def _seen(evidence: Evidence) -> Seen:
 
 def node_of(row: Row, version: int, sessions: Sequence[bytes] = (), *, preview: bool = False) -> Node:
     """Return a node as it is shown; a preview has long texts cut."""
-    blocks = rows.read_blocks(row.content)
-    shown = tuple(map(cut, blocks)) if preview else blocks
-    return Node(
+    node = Node(
         hash=row.hash.hex(),
         parent_hash=None if row.parent_hash is None else row.parent_hash.hex(),
         role=row.role,
-        content=shown,
+        content=rows.read_blocks(row.content),
         hash_version=version,
         sessions=tuple(identity.shown_id("ses", each) for each in sessions),
-        preview=shown != blocks,
     )
+    return previewed(node) if preview else node
+
+
+def previewed(node: Node) -> Node:
+    """Return a node whose long texts are cut."""
+    short = tuple(map(cut, node.content))
+    return replace(node, content=short, preview=short != node.content)
 
 
 def cut(block: Block) -> Block:
-    """Return a block whose texts are no longer than a preview's."""
-    short = {
+    """Return a block whose texts are no longer than a preview's; what is no text is cut as its JSON."""
+    short: dict[str, Any] = {
         name: value[:PREVIEW_CHARS_MAX]
         for name in ("text", "tool_output", "thinking", "image_base64", "image_url", "tool_input_raw")
         if isinstance(value := getattr(block, name), str) and len(value) > PREVIEW_CHARS_MAX
     }
+    if block.tool_input and len(written := msgspec.json.encode(block.tool_input)) > PREVIEW_CHARS_MAX:
+        short |= {"tool_input": None, "tool_input_raw": written.decode()[:PREVIEW_CHARS_MAX]}
+    if block.content is not None and len(written := msgspec.json.encode(block.content)) > PREVIEW_CHARS_MAX:
+        short["content"] = written.decode()[:PREVIEW_CHARS_MAX]
     return msgspec.structs.replace(block, **short) if short else block

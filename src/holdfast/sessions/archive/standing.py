@@ -18,7 +18,7 @@ from holdfast.sessions.parents import Hint, ParentState
 from holdfast.sessions.values import SessionKey
 from holdfast.store.database import Row
 
-__all__ = ["Standing", "Standings", "hint_of", "standing_of"]
+__all__ = ["Standing", "Standings", "columns_of", "hint_of", "standing_of"]
 
 _SORT_MAX = 2**63 - 1
 
@@ -88,6 +88,8 @@ class Standings:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self.changes: list[tuple[bytes, str, bytes, bytes, int]] = []
+        """What goes into the list of changes with them."""
         self._by_key: dict[SessionKey, Standing] = {}
         self._by_id: dict[bytes, Standing] = {}
 
@@ -136,7 +138,7 @@ class Standings:
         org = self._work.org.bytes
         dropped: list[tuple[bytes, bytes]] = []
         put: list[tuple[object, ...]] = []
-        changes: list[tuple[bytes, str, bytes, bytes, int]] = []
+        changes = self.changes
         for standing in sorted(self._by_id.values(), key=lambda each: each.session_id):
             if standing.fold is None and needed is not None and standing.key not in needed:
                 if standing.stored:
@@ -153,7 +155,8 @@ class Standings:
                 changes.append((org, "session", standing.session_id, row_hash, 0))
             elif standing.was_real:
                 changes.append((org, "session", standing.session_id, row_hash, 1))
-        await self._work.tx.run("sessions.drop", dropped)
+        if dropped:
+            await self._work.tx.run("sessions.drop", dropped)
         await self._work.tx.run("sessions.put", put)
         await self._work.tx.run("changes.put", changes)
 
@@ -162,31 +165,35 @@ class Standings:
         if standing.parent_id is not None and standing.parent is None:
             above = await self.get(standing.parent_id)
             standing.parent = None if above is None else above.key
-        fold, hint = standing.fold, standing.hint
-        row_hash = rows.hash_session(
-            fold, standing.parent, *standing.key, standing.parent_state, standing.parent_flag, standing.display_name
-        )
-        tokens = {} if fold is None else fold.tokens
-        total = sum(tokens.get(column, (0, 0))[1] for column in ("input", "output"))
-        return (
-            standing.session_id,
-            jcs.scrub(standing.key[0]),
-            jcs.scrub(standing.key[1]),
-            int(fold is None),
-            int(fold is not None and fold.is_synthetic),
-            "" if fold is None else jcs.scrub(fold.auth_subject),
-            0 if fold is None else fold.started_at or 0,
-            0 if fold is None else fold.last_seen_at or 0,
-            0 if fold is None else fold.turn_count,
-            min(total, _SORT_MAX),
-            0 if fold is None else min(fold.cost_pusd, _SORT_MAX),
-            standing.parent_id,
-            standing.parent_state,
-            standing.parent_flag,
-            "" if hint is None else jcs.scrub(hint.harness_id),
-            None if hint is None else jcs.scrub(hint.harness_session_id),
-            None if hint is None else rows.mark_of(hint.mark),
-            jcs.scrub(standing.display_name) if standing.display_name else None,
-            None if fold is None else rows.write_session(fold),
-            row_hash,
-        ), row_hash
+        said = (*standing.key, standing.parent_state, standing.parent_flag, standing.display_name)
+        row_hash = rows.hash_session(standing.fold, standing.parent, *said)
+        return columns_of(standing, row_hash), row_hash
+
+
+def columns_of(standing: Standing, row_hash: bytes) -> tuple[object, ...]:
+    """Return the columns of a session but its org."""
+    fold, hint = standing.fold, standing.hint
+    tokens = {} if fold is None else fold.tokens
+    total = sum(tokens.get(column, (0, 0))[1] for column in ("input", "output"))
+    return (
+        standing.session_id,
+        jcs.scrub(standing.key[0]),
+        jcs.scrub(standing.key[1]),
+        int(fold is None),
+        int(fold is not None and fold.is_synthetic),
+        "" if fold is None else jcs.scrub(fold.auth_subject),
+        0 if fold is None else fold.started_at or 0,
+        0 if fold is None else fold.last_seen_at or 0,
+        0 if fold is None else fold.turn_count,
+        min(total, _SORT_MAX),
+        0 if fold is None else min(fold.cost_pusd, _SORT_MAX),
+        standing.parent_id,
+        standing.parent_state,
+        standing.parent_flag,
+        "" if hint is None else jcs.scrub(hint.harness_id),
+        None if hint is None else jcs.scrub(hint.harness_session_id),
+        None if hint is None else rows.mark_of(hint.mark),
+        jcs.scrub(standing.display_name) if standing.display_name else None,
+        None if fold is None else rows.write_session(fold),
+        row_hash,
+    )

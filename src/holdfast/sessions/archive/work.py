@@ -21,12 +21,12 @@ from holdfast.sessions.archive.captures import Loaded
 from holdfast.sessions.derivation import Derived
 from holdfast.sessions.evidence import Cell, Evidence, TurnFacts
 from holdfast.sessions.limits import CONTINUATION_US
-from holdfast.sessions.values import Cost, SessionKey
+from holdfast.sessions.values import Cost, CostState, SessionKey
 from holdfast.store.database import Row, Tx
 
 __all__ = [
-    "SWEEP", "Change", "Kept", "Seen", "Terms", "Widen", "Work", "cell_of", "kept_of", "lock_names", "locks_of",
-    "priced", "seen_of",
+    "SWEEP", "About", "Change", "Kept", "Price", "Seen", "Terms", "Widen", "Work", "cell_of", "hold", "kept_of",
+    "lock_names", "locks_of", "priced", "seen_of",
 ]  # fmt: skip
 
 SWEEP = b"!sweep"
@@ -144,6 +144,36 @@ def caller_name(caller: bytes, agent_name: str) -> bytes:
     return bytes([len(caller)]) + caller + agent_name.encode("utf-8", "replace")
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the ledger of costs says last of an evidence."""
+
+    cost_pusd: int | None
+    state: CostState
+    price_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the ledger knows about a call that is to be folded in.
+
+    Attributes:
+        event_id: Of its event.
+        gone: Its session was deleted.
+        known: Evidences of its event are stored.
+        priced: Its usage has a price on record.
+        mixed: Others of its message id may share a turn with it.
+        joined: Somebody without a message id has its join key.
+    """
+
+    event_id: bytes
+    gone: bool
+    known: bool
+    priced: bool
+    mixed: bool
+    joined: bool
+
+
 @dataclass(slots=True)
 class Change:
     """A turn before and after."""
@@ -177,12 +207,28 @@ def _locks_of(evidence: Evidence, caller: bytes) -> list[bytes]:
     return held + machine.locks([], [(evidence.provider, evidence.message_id)], [evidence.join_key], callers)
 
 
+async def hold(tx: Tx, org: UUID, held: frozenset[bytes]) -> None:
+    """Hold what is to be held until the transaction ends, in the one order everybody takes it in."""
+    sweep = _number(org, SWEEP)
+    keys = sorted(_number(org, key) for key in held if key != SWEEP)
+    if SWEEP in held:
+        await tx.all("turns.hold", shared="[]", keys=json.dumps([sweep, *keys]))
+    else:
+        await tx.all("turns.hold", shared=f"[{sweep}]", keys=json.dumps(keys))
+
+
+def _number(org: UUID, key: bytes) -> int:
+    return int.from_bytes(blake3(org.bytes + key).digest(8), "big", signed=True)
+
+
 @dataclass(slots=True)
 class Work:
-    """One transaction's work.
+    """The work of one transaction, or of a part of it, for one org.
 
     Attributes:
         changes: By turn id, the turns that come, change or go.
+        about: What is known about the call that is folded in.
+        prices: By evidence, what the ledger of costs says, as far as that is known.
         held: What is held.
         mint: Makes an id of 16 bytes.
         now: For what is only noted, never derived from.
@@ -195,27 +241,22 @@ class Work:
     now: int
     terms: Terms
     changes: dict[bytes, Change] = field(default_factory=dict)
+    about: About | None = None
+    prices: dict[tuple[bytes, str], Price | None] = field(default_factory=dict)
     _ids: dict[SessionKey, bytes] = field(default_factory=dict)
 
     async def take(self) -> None:
-        """Hold what is to be held, in the one order everybody takes it in."""
-        sweep = "turns.hold" if SWEEP in self.held else "turns.share"
-        await self.tx.all(sweep, keys=json.dumps([self._number(SWEEP)]))
-        numbers = sorted({self._number(key) for key in self.held if key != SWEEP})
-        if numbers:
-            await self.tx.all("turns.hold", keys=json.dumps(numbers))
-
-    def _number(self, key: bytes) -> int:
-        return int.from_bytes(blake3(self.org.bytes + key).digest(8), "big", signed=True)
+        """Hold what is to be held."""
+        await hold(self.tx, self.org, self.held)
 
     def require(self, keys: Iterable[bytes]) -> None:
-        """Check that keys are held.
+        """Check that keys are held. Whoever holds the sweep alone holds everything: all others share it.
 
         Raises:
             Widen: Some are not.
         """
         missing = frozenset(keys) - self.held
-        if missing:
+        if missing and SWEEP not in self.held:
             raise Widen(missing)
 
     def guard(self, evidence: Evidence) -> None:
@@ -275,24 +316,29 @@ class Work:
         if facts.synthetic:
             own = identity.synthetic_key(self.org, facts.capture_id)
             facts = msgspec.structs.replace(facts, harness_session_id=own)
-        row = await self.tx.one(
-            "cost_ledger.last", org=self.org.bytes, event_id=facts.usage_event, evidence_key=facts.usage_key
-        )
-        return Kept(priced(facts, row), cell, caller_name(caller, facts.agent_name) if facts.synthetic else None)
+        price = await self._price(facts.usage_event, facts.usage_key)
+        return Kept(priced(facts, price), cell, caller_name(caller, facts.agent_name) if facts.synthetic else None)
+
+    async def _price(self, event_id: bytes, evidence_key: str) -> Price | None:
+        if (event_id, evidence_key) in self.prices:
+            return self.prices[event_id, evidence_key]
+        named = {"org": self.org.bytes, "event_id": event_id, "evidence_key": evidence_key}
+        row = await self.tx.one("cost_ledger.last", **named)
+        return None if row is None else Price(row.cost_pusd, row.state, row.price_version)
 
     def regrouped(self, kept: Kept, harness_session_id: str) -> Kept:
         """Return a turn under another session id that we made."""
         return replace(kept, facts=msgspec.structs.replace(kept.facts, harness_session_id=harness_session_id))
 
 
-def priced(facts: TurnFacts, row: Row | None) -> TurnFacts:
+def priced(facts: TurnFacts, last: Row | Price | None) -> TurnFacts:
     """Return a turn with its cost, by the newest price that was noted for its usage; None: there is none."""
-    computed = None if row is None else Cost(pricing.from_pusd(row.cost_pusd), row.state, row.price_version, ())
+    computed = None if last is None else Cost(pricing.from_pusd(last.cost_pusd), last.state, last.price_version, ())
     cost = pricing.settle(facts.usage_state, computed, pricing.from_pusd(facts.provided_pusd))
     return msgspec.structs.replace(
         facts,
         cost_pusd=pricing.to_pusd(cost.usd),
-        computed_pusd=None if row is None else row.cost_pusd,
+        computed_pusd=None if last is None else last.cost_pusd,
         cost_state=cost.state,
         price_version=cost.price_version,
     )
