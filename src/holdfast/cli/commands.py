@@ -12,6 +12,7 @@ from holdfast.cli import (
     bench,
     conformance,
     continuation,
+    crypto,
     db,
     events,
     executions,
@@ -19,6 +20,7 @@ from holdfast.cli import (
     keys,
     manifest,
     receipts,
+    repairs,
     run,
     serve,
     sessions,
@@ -78,6 +80,9 @@ def demo(
     raise typer.Exit(run_demo(json=as_json, seed=seed, turns=turns, kills=kills, keep=keep))
 
 
+for name, command in repairs.COMMANDS.items():
+    sessions.commands.command(name)(command)
+app.command("replay")(repairs.replay)
 app.command("run")(run.run)
 app.command("serve")(serve.serve)
 app.add_typer(access.commands, name="access")
@@ -85,6 +90,7 @@ app.add_typer(executions.commands, name="executions")
 app.add_typer(keys.commands, name="keys")
 app.command("verify")(verify.verify)
 app.add_typer(db.commands, name="db")
+app.add_typer(crypto.commands, name="crypto")
 app.add_typer(bench.commands, name="bench")
 app.add_typer(conformance.commands, name="conformance")
 app.add_typer(manifest.commands, name="manifest")

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from holdfast.lifecycle.config import LifecycleConfig
     from holdfast.sessions.config import SessionsConfig
 
-__all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "Terminated", "drive", "place_of", "placed"]
+__all__ = ["ConfigOption", "DbOption", "JsonOption", "Place", "Terminated", "drive", "place_of", "placed", "served"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +46,21 @@ ConfigOption = Annotated[
     str | None,
     typer.Option(
         "--config", metavar="FILE", help="The configuration file. Default: the user's own.", show_default=False
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="Ask the server there instead of opening a ledger.", show_default=False),
+]
+AccessKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--access-key",
+        metavar="KEY",
+        envvar="HOLDFAST_ACCESS_KEY",
+        show_envvar=False,
+        help="What the server lets in. Default: HOLDFAST_ACCESS_KEY, which other users of the machine do not see.",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -67,10 +82,14 @@ class Place:
     Attributes:
         db: `--db`, or None.
         config: `--config`, or None.
+        url: `--url`: a server is asked instead; or None.
+        access_key: `--access-key`, or None.
     """
 
     db: str | None = None
     config: str | None = None
+    url: str | None = None
+    access_key: str | None = field(default=None, repr=False)
 
     def settings(self) -> DurableConfig:
         """Return the settings of durable execution.
@@ -215,18 +234,30 @@ def place_of(context: typer.Context, db: str | None, config: str | None) -> Plac
 
 def placed(command: Callable[Concatenate[Place, P], None]) -> Callable[..., None]:
     """Give a command the options `--db` and `--config`, and it the `Place` they make."""
+    return _with_options(command, {"db": DbOption, "config": ConfigOption})
 
+
+def served(command: Callable[Concatenate[Place, P], None]) -> Callable[..., None]:
+    """As `placed`, with `--url` and `--access-key`: the command can ask a server too."""
+    options = {"db": DbOption, "config": ConfigOption, "url": UrlOption, "access_key": AccessKeyOption}
+    return _with_options(command, options)
+
+
+def _with_options(command: Callable[Concatenate[Place, P], None], options: dict[str, Any]) -> Callable[..., None]:
     @functools.wraps(command)
-    def wrapper(*args: Any, context: typer.Context, db: str | None, config: str | None, **kwargs: Any) -> None:
-        command(place_of(context, db, config), *args, **kwargs)
+    def wrapper(*args: Any, context: typer.Context, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name) for name in options}
+        place = place_of(context, given.pop("db"), given.pop("config"))
+        command(replace(place, **given), *args, **kwargs)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY, default=None)
     parameters = [
         inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *own,
-        option("db", annotation=DbOption),
-        option("config", annotation=ConfigOption),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, option in options.items()
+        ),
     ]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,51 +1,45 @@
-"""`holdfast sessions`: captured conversations, what they cost, and taking them away.
-
-A SESSION is an id (`ses_…`), or harness id and harness session id with a slash between them.
+"""`holdfast sessions`: captured conversations, and what they cost. What repairs them is in `repairs`.
 
 Invariants:
     - A total with parts that nobody measured, or that have no price, is shown as a lower bound, never as a number.
-    - Nothing is deleted without `--yes`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
-from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, Place, drive, place_of, placed
+from holdfast.cli.archives import (
+    OrgOption,
+    SessionArgument,
+    SinceOption,
+    UntilOption,
+    at,
+    look,
+    missing,
+    money,
+    ref_of,
+    show_json,
+    who_of,
+)
+from holdfast.cli.ledger import ConfigOption, DbOption, JsonOption, Place, drive, place_of, placed, served
 from holdfast.cli.verify import verify_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from holdfast import Holdfast
-    from holdfast.sessions import Archive, Page, Principal, Session, SessionRef, StatsRow, Total, Tree, Turn
+    from holdfast.sessions import Archive, Page, Principal, Session, StatsRow, Tree, Turn
+    from holdfast.sessions.parents import ParentState
+    from holdfast.sessions.views import Tokens, TotalTokens
 
 __all__ = ["commands"]
 
 T = TypeVar("T")
 
-commands = typer.Typer(help="Look at captured conversations; delete them.", invoke_without_command=True)
-
-SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or HARNESS/SESSION_ID.")]
-OrgOption = Annotated[
-    str | None,
-    typer.Option("--org", metavar="ID", help="A UUID. Default: the org of a ledger without keys.", show_default=False),
-]
-SinceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--since", metavar="T", help="From then on: 90s, 15m, 12h, 7d ago, or an instant.", show_default=False
-    ),
-]
-UntilOption = Annotated[
-    str | None, typer.Option("--until", metavar="T", help="Before then; as --since.", show_default=False)
-]
+commands = typer.Typer(help="Look at captured conversations; repair and delete them.", invoke_without_command=True)
 
 
 def _only(option: str, what: str) -> Any:
@@ -64,7 +58,7 @@ def group(context: typer.Context, db: DbOption = None, config: ConfigOption = No
 
 
 @commands.command("list")
-@placed
+@served
 def list_sessions(  # noqa: PLR0913 - a command's options are its parameters
     place: Place,
     *,
@@ -76,6 +70,7 @@ def list_sessions(  # noqa: PLR0913 - a command's options are its parameters
     agent: Annotated[str | None, _only("--agent", "agent")] = None,
     tag: Annotated[str | None, _only("--tag", "tag")] = None,
     parent_state: Annotated[str | None, _only("--parent-state", "state of the parent's link")] = None,
+    thread: Annotated[str | None, _only("--thread", "thread; empty is the main one")] = None,
     since: SinceOption = None,
     until: UntilOption = None,
     min_cost: Annotated[
@@ -95,7 +90,7 @@ def list_sessions(  # noqa: PLR0913 - a command's options are its parameters
     """List sessions, those seen last first."""
     from holdfast.sessions import SessionFilters
 
-    cost = _amount(min_cost)
+    cost, state = _amount(min_cost), _state(parent_state)
 
     async def read(books: Archive, who: Principal) -> Page[Session]:
         filters = SessionFilters(
@@ -106,23 +101,24 @@ def list_sessions(  # noqa: PLR0913 - a command's options are its parameters
             provider=provider,
             agent_name=agent,
             tag=tag,
-            parent_state=parent_state,
-            since=_at(since),
-            until=_at(until),
+            parent_state=state,
+            thread=thread,
+            since=at(since),
+            until=at(until),
             min_cost=cost,
             include_placeholders=placeholders,
         )
         return await books.list(filters, sort=sort, limit=limit, cursor=cursor, principal=who)
 
-    page = _look(place, org, read)
+    page = look(place, org, read)
     if as_json:
-        _print(page)
+        show_json(page)
     else:
         _show_list(page)
 
 
 @commands.command()
-@placed
+@served
 def show(  # noqa: PLR0913 - a command's options are its parameters
     place: Place,
     session: SessionArgument,
@@ -142,7 +138,7 @@ def show(  # noqa: PLR0913 - a command's options are its parameters
     as_json: JsonOption = False,
 ) -> None:
     """Show one session."""
-    ref = _ref(session)
+    ref = ref_of(session)
     if raw is not None:
         _write_raw(place, org, raw)
         return
@@ -152,9 +148,9 @@ def show(  # noqa: PLR0913 - a command's options are its parameters
         listed = [turn async for turn in books.turns(ref, principal=who)] if turns else []
         return found, listed, await books.tree(ref, principal=who) if tree else None
 
-    found, listed, around = _look(place, org, read)
+    found, listed, around = look(place, org, read)
     if found is None:
-        raise _missing(session)
+        raise missing(session)
     if as_json:
         from holdfast.sessions.views import document
 
@@ -163,7 +159,7 @@ def show(  # noqa: PLR0913 - a command's options are its parameters
             shown["turns"] = document(listed)
         if around is not None:
             shown["tree"] = document(around)
-        _print(shown)
+        show_json(shown)
         return
     _show_session(found)
     if listed:
@@ -173,7 +169,7 @@ def show(  # noqa: PLR0913 - a command's options are its parameters
 
 
 @commands.command()
-@placed
+@served
 def stats(
     place: Place,
     *,
@@ -189,11 +185,11 @@ def stats(
     group: Any = by
 
     async def read(books: Archive, who: Principal) -> list[StatsRow]:
-        return await books.stats(since=_at(since), until=_at(until), group_by=group, principal=who)
+        return await books.stats(since=at(since), until=at(until), group_by=group, principal=who)
 
-    rows = _look(place, org, read)
+    rows = look(place, org, read)
     if as_json:
-        _print({"items": rows})
+        show_json({"items": rows})
     else:
         _show_stats(by, rows)
 
@@ -217,16 +213,16 @@ def verify(
         async def hashed(books: Archive, who: Principal) -> str:
             return await books.projection_hash(principal=who)
 
-        found = _look(place, org, hashed)
+        found = look(place, org, hashed)
         if as_json:
-            _print({"projection_hash": found})
+            show_json({"projection_hash": found})
         else:
             line(found)
         return
 
-    report = drive(place.look(lambda hf: verify_sessions(hf, place, _who(org).org_id)))
+    report = drive(place.look(lambda hf: verify_sessions(hf, place, who_of(org).org_id)))
     if as_json:
-        _print(report)
+        show_json(report)
     else:
         for each in report.problems:
             line(f"{each.table} {each.row}: {each.code}: {each.message}", "red")
@@ -236,114 +232,19 @@ def verify(
         raise typer.Exit(1)
 
 
-# --- taking away --------------------------------------------------------------------------------------
+# --- amounts and bodies -------------------------------------------------------------------------------
 
 
-@commands.command()
-@placed
-def delete(
-    place: Place,
-    session: SessionArgument,
-    *,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it only what would go is shown.")] = False,
-    org: OrgOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Delete a session with everything that was captured of it; its key takes no more calls."""
-    from holdfast.cli.render import counted, line
+def _state(text: str | None) -> ParentState | None:
+    from typing import get_args
 
-    ref = _ref(session)
+    from holdfast.sessions.parents import ParentState
 
-    async def change() -> Any:
-        async with place.changing() as hf:
-            return await _archive(place, hf).delete(ref, reason=reason, dry_run=not yes, principal=_who(org))
-
-    found = drive(_answered(change(), session))
-    if as_json:
-        _print({"deleted": yes, "report": found})
-        return
-    word = "deleted" if yes else "would be deleted (--yes does it)"
-    line(f"{found.session_id}: {counted(found.events, 'event')} and {counted(found.turns, 'turn')} {word}")
-    if found.moved:
-        line(f"{counted(found.moved, 'turn')} stay, in the sessions of others that tell of them")
-
-
-@commands.command("undelete-key")
-@placed
-def undelete_key(place: Place, session: SessionArgument, *, org: OrgOption = None) -> None:
-    """Let calls of a deleted session be taken again; what was deleted stays so. SESSION is HARNESS/SESSION_ID."""
-    from holdfast.cli.render import line
-
-    ref = _ref(session)
-    if isinstance(ref, str):
-        raise typer.BadParameter("a deleted session is named HARNESS/SESSION_ID")
-    key = ref
-
-    async def change() -> bool:
-        async with place.changing() as hf:
-            return await _archive(place, hf).undelete_key(key, principal=_who(org))
-
-    if not drive(change()):
-        raise _missing(session)
-    line(f"{session} may be captured again")
-
-
-# --- asking -------------------------------------------------------------------------------------------
-
-
-def _archive(place: Place, hf: Holdfast) -> Archive:
-    from holdfast.sessions import Archive
-
-    return Archive(hf.database, config=place.sessions())
-
-
-def _look(place: Place, org: str | None, read: Callable[[Archive, Principal], Awaitable[T]]) -> T:
-    who = _who(org)
-    return drive(place.look(lambda hf: read(_archive(place, hf), who)))
-
-
-async def _answered(work: Awaitable[T], session: str) -> T:
-    from holdfast.sessions import NotFound
-
-    try:
-        return await work
-    except NotFound:
-        raise _missing(session) from None
-
-
-def _missing(session: str) -> typer.Exit:
-    from holdfast.cli.render import complain
-
-    complain(f"there is no session {session}", "holdfast sessions list shows those there are")
-    return typer.Exit(1)
-
-
-def _who(org: str | None) -> Principal:
-    from dataclasses import replace
-
-    from holdfast.sessions import LOCAL
-    from holdfast.sessions.identity import org_id
-
-    if org is None:
-        return LOCAL
-    found = org_id(org)
-    if found is None:
-        raise typer.BadParameter("--org is no UUID")
-    return replace(LOCAL, org_id=found)
-
-
-def _ref(text: str) -> SessionRef:
-    harness, slash, session = text.partition("/")
-    return (harness, session) if slash else text
-
-
-def _at(since: str | None) -> datetime | None:
-    from holdfast.cli.documents import instant_of
-    from holdfast.core.clock import SystemClock, to_datetime
-
-    found = instant_of(since, SystemClock().now())
-    return None if found is None else to_datetime(found)
+    known: tuple[ParentState, ...] = get_args(ParentState)
+    found = next((each for each in known if each == text), None)
+    if text is not None and found is None:
+        raise typer.BadParameter(f"--parent-state is one of {', '.join(known)}")
+    return found
 
 
 def _amount(text: str | None) -> Decimal | None:
@@ -368,9 +269,9 @@ def _write_raw(place: Place, org: str | None, asked: str) -> None:
         body = await books.raw(turn, wanted, principal=who)
         return None if body is None else body.data
 
-    data = _look(place, org, read)
+    data = look(place, org, read)
     if data is None:
-        raise _missing(asked)
+        raise missing(asked)
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
@@ -379,22 +280,9 @@ def _write_raw(place: Place, org: str | None, asked: str) -> None:
 # --- showing ------------------------------------------------------------------------------------------
 
 
-def _print(value: object) -> None:
-    from holdfast.cli.render import print_json
-    from holdfast.sessions.views import document
-
-    print_json(document(value))
-
-
-def _money(cost: Total) -> str:
-    """Write a total; where a part of it is not known, as the least that it is."""
-    if cost.usd is None:
-        return "unpriced"
-    return f"{'' if cost.state == 'priced' else '≥ '}${cost.usd:.6f}"
-
-
-def _count(tokens: Mapping[str, int | None], column: str) -> str:
-    value = tokens.get(column)
+def _count(tokens: Tokens | TotalTokens, column: str) -> str:
+    """Write a count; where it is not known of every turn, as the least that it is."""
+    value = cast("Mapping[str, int | None]", tokens).get(column)
     if value is None:
         return "?"
     return f"{'≥ ' if tokens.get('unmeasured_turns') else ''}{value:,}"
@@ -403,17 +291,19 @@ def _count(tokens: Mapping[str, int | None], column: str) -> str:
 def _show_list(page: Page[Session]) -> None:
     from holdfast.cli.render import Column, instant, line, table
 
+    if not page.items:
+        line("no sessions", "dim")
+        return
     table(
         [
-            Column("SESSION", keep=True), Column("HARNESS"), Column("TITLE"), Column("TURNS", right=True),
-            Column("INPUT", right=True), Column("OUTPUT", right=True), Column("COST", right=True),
-            Column("LAST SEEN", minor=True),
+            Column("SESSION", keep=True), Column("TURNS", right=True), Column("INPUT", right=True),
+            Column("OUTPUT", right=True), Column("COST", right=True), Column("HARNESS", minor=True),
+            Column("LAST SEEN", minor=True), Column("TITLE", minor=True),
         ],
         [
             [
-                each.id, each.harness_id, each.display_name or each.title, str(each.turn_count),
-                _count(each.tokens, "input"), _count(each.tokens, "output"), _money(each.cost),
-                instant(each.last_seen_at),
+                each.id, str(each.turn_count), _count(each.tokens, "input"), _count(each.tokens, "output"),
+                money(each.cost), each.harness_id, instant(each.last_seen_at), each.title,
             ]
             for each in page.items
         ],
@@ -434,17 +324,17 @@ def _show_session(found: Session) -> None:
         [
             ("session", found.id),
             ("key", f"{found.harness_id}/{found.harness_session_id}"),
-            ("title", found.display_name or found.title),
-            ("subject", found.auth_subject),
-            ("cwd", found.cwd),
-            ("version", found.harness_version),
+            ("title", found.title),
+            ("subject", found.auth_subject or ""),
+            ("cwd", found.cwd or ""),
+            ("version", found.harness_version or ""),
             ("parent", " ".join(filter(None, (parent.session_id or "", parent.state, parent.flag)))),
             ("started", instant(found.started_at)),
             ("last seen", instant(found.last_seen_at)),
             ("turns", f"{found.turn_count}, {found.failed_turn_count} failed"),
             ("tokens", tokens),
             ("unmeasured", str(found.tokens.get("unmeasured_turns") or "")),
-            ("cost", _money(found.cost)),
+            ("cost", money(found.cost)),
             ("models", ", ".join(f"{name} ({count})" for name, count in found.models.items())),
             ("outcome", f"{found.outcome.status} {found.outcome.stop_reason}".strip() if found.outcome else ""),
         ]
@@ -456,15 +346,16 @@ def _show_turns(turns: list[Turn]) -> None:
 
     table(
         [
-            Column("TURN", keep=True), Column("CAPTURED"), Column("MODEL"), Column("THREAD"), Column("KIND"),
-            Column("STATUS"), Column("INPUT", right=True), Column("OUTPUT", right=True), Column("COST", right=True),
+            Column("TURN", keep=True), Column("STATUS"), Column("INPUT", right=True), Column("OUTPUT", right=True),
+            Column("COST", right=True), Column("CAPTURED", minor=True), Column("MODEL", minor=True),
+            Column("KIND", minor=True), Column("THREAD", minor=True),
         ],
         [
             [
-                each.id, instant(each.captured_at), each.model, each.thread_id, each.call_kind, each.status,
-                _count(each.tokens, "input"), _count(each.tokens, "output"),
+                each.id, each.status, _count(each.tokens, "input"), _count(each.tokens, "output"),
                 each.cost.state if each.cost.usd is None
                 else f"{'≥ ' if each.cost.state == 'partial' else ''}${each.cost.usd:.6f}",
+                instant(each.captured_at), each.model or "", each.call_kind, each.thread_id,
             ]
             for each in turns
         ],
@@ -494,8 +385,8 @@ def _show_stats(by: str, rows: list[StatsRow]) -> None:
         ],
         [
             [
-                each.key, str(each.turns), str(each.failed), _count(each.tokens, "input"),
-                _count(each.tokens, "output"), _money(each.cost),
+                each.key or "-", str(each.turns), str(each.failed), _count(each.tokens, "input"),
+                _count(each.tokens, "output"), money(each.cost),
             ]
             for each in rows
         ],

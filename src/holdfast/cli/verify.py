@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -145,12 +146,13 @@ async def verify_sessions(hf: Holdfast, place: Place, org: UUID | None) -> sessi
     """Check captured conversations, of one org or of all, as the settings say."""
     from holdfast.sessions.deriver import terms_of
     from holdfast.sessions.prices import rate_cards
+    from holdfast.sessions.sealing import stand_before
     from holdfast.sessions.verify import verify
 
     config = place.sessions()
     cards = config.prices.cards
     return await verify(
-        hf.database,
+        stand_before(hf.database, config.encryption, os.environ),
         org,
         lag_us=config.lag_ready_ms * 1000,
         cards=() if cards is None else rate_cards(cards),

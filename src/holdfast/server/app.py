@@ -22,22 +22,20 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from holdfast.core.version import VERSION
+from holdfast.server.answers import GZIP_FROM_BYTES
 from holdfast.server.backend import Backend
-from holdfast.server.problems import MEDIA_TYPE, Problem, answer
-from holdfast.server.routes import durable, health, ingest, keys, sessions
+from holdfast.server.problems import MEDIA_TYPE, Problem, answer, status_of
+from holdfast.server.routes import admin, durable, events, health, ingest, keys, nodes, sessions
 from holdfast.sessions.errors import UnsupportedMediaType
 from holdfast.sessions.values import Principal
 
-__all__ = ["build"]
-
-GZIP_FROM_BYTES = 1024
-"""Below a packet's size compression saves nothing."""
+__all__ = ["build", "guard"]
 
 _WITH_BODY = ("POST", "PUT", "PATCH")
 _REFUSALS = {
     400: "The request breaks a rule",
     401: "There is no access key, or no good one",
-    403: "The key has not the scope",
+    403: "The key has not the scope, or the request comes from another place",
     404: "There is no such thing",
     409: "It is not in a state for this",
     410: "It was deleted, or is too old",
@@ -47,13 +45,22 @@ _REFUSALS = {
     429: "Too much at a time",
     503: "Not now",
 }
+_ANYWHERE = ("sessions.forbidden", "sessions.stopping", "sessions.store_unavailable")
+_WITH_KEY = ("sessions.unauthenticated", "sessions.invalid_field")
+_WITH_A_BODY = (
+    "sessions.malformed_json", "sessions.undecodable_body", "sessions.too_large", "sessions.unsupported_media_type",
+    "sessions.unsupported_encoding", "sessions.saturated_items", "sessions.saturated_bytes",
+)  # fmt: skip
+"""The codes that any route of a kind may refuse with; a route's own are in its `codes`."""
 
 
 def build(backend: Backend) -> Litestar:
     """Make the application over a ledger that is open."""
-    handlers: list[Any] = [*health.HANDLERS, *ingest.HANDLERS, *sessions.HANDLERS, *durable.HANDLERS, *keys.HANDLERS]
+    modules = (health, ingest, sessions, nodes, events, durable, keys, admin)
+    handlers: list[Any] = [handler for module in modules for handler in module.HANDLERS]
     for handler in handlers:
         _tell_refusals(handler)
+        handler.opt.setdefault("exact", handler.opt.get("tagged", False))  # these pack themselves, off the loop
     return Litestar(
         handlers,
         state=State({"backend": backend}),
@@ -61,7 +68,7 @@ def build(backend: Backend) -> Litestar:
             "backend": Provide(lambda: backend, sync_to_thread=False),
             "principal": Provide(_principal, sync_to_thread=False),
         },
-        guards=[_guard],
+        guards=[guard],
         exception_handlers={HTTPException: answer, Exception: answer},
         openapi_config=OpenAPIConfig(
             title="Holdfast", version=VERSION, openapi_router=_Nowhere("/openapi", route_handlers=[]),
@@ -86,11 +93,12 @@ class _Nowhere(Router):
         return []
 
 
-async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Let a request in, or not."""
     backend: Backend = connection.app.state.backend
     headers = connection.scope["headers"]
-    principal = await backend.gate.admit(headers, handler.opt.get("scope", "read"))
+    peer = connection.client.host if connection.client is not None else ""
+    principal = await backend.gate.admit(headers, handler.opt.get("scope", "read"), peer)
     connection.state.principal = principal
     if connection.scope.get("method") in _WITH_BODY:
         _check_type(dict(headers), handler.opt.get("accepts", ("application/json",)))
@@ -111,8 +119,21 @@ def _principal(request: Request[Any, Any, Any]) -> Principal:
 
 def _tell_refusals(handler: Any) -> None:
     """Let the OpenAPI document say with what an operation may be refused."""
+    codes = {*_ANYWHERE, *handler.opt.get("codes", ())}
+    if handler.opt.get("scope", "read") is not None:
+        codes.update(_WITH_KEY)
+    if handler.http_methods & set(_WITH_BODY):
+        codes.update(_WITH_A_BODY)
+    bare: dict[int, list[str]] = {}
+    for code in sorted(codes):
+        bare.setdefault(status_of(code), []).append(code.partition(".")[2])
     specs = {
-        status: ResponseSpec(Problem, description=text, media_type=MEDIA_TYPE, generate_examples=False)
-        for status, text in _REFUSALS.items()
-    }
+        status: ResponseSpec(
+            Problem, description=f"{_REFUSALS[status]}: {', '.join(names)}", media_type=MEDIA_TYPE,
+            generate_examples=False,
+        )
+        for status, names in sorted(bare.items())
+    }  # fmt: skip
+    if handler.opt.get("tagged"):
+        specs[304] = ResponseSpec(None, description="Who asks has just this", generate_examples=False)
     handler.responses = {**specs, **(handler.responses or {})}

@@ -3,6 +3,8 @@
 As long as no access key was ever made, a ledger belongs to the user whose machine this is: requests come over the
 loopback interface, under a loopback name, and from no page of another origin. The first key ends that for good.
 
+A proxy that is trusted may say for which org, and for whom, a request comes; nobody else's word on that counts.
+
 Invariants:
     - A key that was revoked anywhere is refused here `SEEN_WITHIN_S` later at the latest.
     - What is remembered of a key is its record, never the key.
@@ -10,14 +12,18 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from holdfast.core.errors import ConfigError, StoreError
 from holdfast.core.loops import Tasks
 from holdfast.sessions import access
-from holdfast.sessions.errors import Forbidden, Unauthenticated
+from holdfast.sessions.errors import Forbidden, InvalidField, Unauthenticated
+from holdfast.sessions.identity import org_id
+from holdfast.sessions.limits import ID_BYTES_MAX
 from holdfast.sessions.values import LOCAL
 
 if TYPE_CHECKING:
@@ -36,20 +42,27 @@ REMEMBERED_MAX = 4096
 USE_NOTED_US = 60_000_000
 """How exact the time of a key's last use is: one write a minute is not felt."""
 
+_ORG, _SUBJECT = b"x-paper-auth-org-id", b"x-paper-auth-subject"
+
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Gate:
     """Lets requests in. It belongs to one event loop."""
 
-    def __init__(self, database: Database, hosts: Iterable[str]) -> None:
+    def __init__(self, database: Database, hosts: Iterable[str], trusted: Iterable[str] = ()) -> None:
         """Describe a gate.
 
         Args:
             database: The open ledger.
             hosts: Names besides those of this machine that a server without keys may be called by.
+            trusted: Addresses, and networks of them, of proxies that may speak for others.
+
+        Raises:
+            ConfigError: A proxy is no address.
         """
         self._database = database
+        self._trusted = tuple(map(_network, trusted))
         self._hosts = frozenset(host.lower() for host in hosts)
         self._keyed: tuple[float, bool] | None = None
         self._known: dict[str, tuple[float, AccessKey | None]] = {}
@@ -63,27 +76,29 @@ class Gate:
                 self._keyed = (now, await access.exist(tx))
         return self._keyed[1]
 
-    async def admit(self, headers: Headers, wanted: Scope | None) -> Principal:
+    async def admit(self, headers: Headers, wanted: Scope | None, peer: str = "") -> Principal:
         """Decide who asks, and whether that is enough.
 
         Args:
             headers: The request's.
             wanted: The scope that the route needs; None: anybody may come who comes to the right place.
+            peer: The address that the request comes from.
 
         Raises:
             Unauthenticated: A key is needed, and there is none or no good one.
             Forbidden: The key has not the scope; or without keys, the request comes from another place.
+            InvalidField: A trusted proxy names an org that cannot be one.
         """
         given = list(headers)
         if not await self.keyed():
             self._check_place(given)
-            return LOCAL
+            return self._spoken_for(LOCAL, given, peer)
         if wanted is None:
             return LOCAL
         found = await self._principal(_token(given))
         if wanted not in found.scopes:
             raise Forbidden(f"this needs an access key with the scope {wanted}", "`holdfast access create` makes one")
-        return found
+        return self._spoken_for(found, given, peer)
 
     async def stop(self) -> None:
         """Wait for what is being noted, and forget everything."""
@@ -112,6 +127,21 @@ class Gate:
             self._known[key_id] = (at, key)
             self._tasks.spawn(self._note(key), "holdfast.access.used")
         return principal
+
+    def _spoken_for(self, principal: Principal, headers: list[tuple[bytes, bytes]], peer: str) -> Principal:
+        """Return whom a trusted proxy speaks for."""
+        if not self._trusted or not _is_in(peer, self._trusted):
+            return principal
+        said = {name: value.decode("latin-1").strip() for name, value in headers if name in (_ORG, _SUBJECT)}
+        org = org_id(said[_ORG]) if said.get(_ORG) else principal.org_id
+        if org is None:
+            raise InvalidField("the proxy names an org that is no UUID", "correct the proxy", field=_ORG.decode())
+        subject = said.get(_SUBJECT, "")
+        if len(subject.encode()) > ID_BYTES_MAX:
+            raise InvalidField(
+                f"the proxy names a subject of more than {ID_BYTES_MAX} bytes", "correct it", field=_SUBJECT.decode()
+            )
+        return replace(principal, org_id=org, auth_subject=subject)
 
     async def _note(self, key: AccessKey) -> None:
         try:
@@ -148,6 +178,7 @@ def check_bind(host: str, *, keyed: bool) -> None:
         )
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Say whether a host name or address is this machine's own, without asking any name server."""
     if host == "localhost":
@@ -156,6 +187,23 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(
+            f"trusted_proxies: {text!r} is no address", "give addresses, or networks such as 10.0.0.0/8"
+        ) from None
+
+
+def _is_in(peer: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return False
+    return any(address in network for network in networks)
 
 
 def _name(host: str) -> str:

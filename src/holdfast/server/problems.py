@@ -70,7 +70,6 @@ STATUSES: Final[Mapping[str, int]] = {
     "codec.": 422,
     "limit.": 413,
     "server.lagging": 503,
-    "store.schema": 500,
     "store.": 503,
 }
 """The status of a code, or of all that begin so; the longest that fits counts."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from blake3 import blake3
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.loops import Loop
-from holdfast.server.app import build
+from holdfast.server.app import build, guard
 from holdfast.server.backend import Backend
 from holdfast.server.bodies import Door
+from holdfast.server.express import Express
 from holdfast.server.gate import Gate, check_bind
 from holdfast.sessions.admission import Admission
 from holdfast.sessions.facade import Archive
@@ -70,9 +71,9 @@ class Serving:
         # Whoever can read this has read the ledger: a cursor is no secret, it is only not to be made up.
         secret = blake3(database.namespace, derive_key_context=_CURSORS).digest()
         archive = Archive(database, config=config)
-        self.backend = Backend(hf, Gate(database, config.allow_hosts), archive, secret, ring)
+        self.backend = Backend(hf, Gate(database, config.allow_hosts, config.trusted_proxies), archive, secret, ring)
         self._config = config
-        app: Any = build(self.backend)  # its scopes are typed dicts
+        app = Express(build(self.backend), guard)
         self._door = Door(app, Admission(config, database.clock), config)
         self._server: _Uvicorn | None = None
         self._loops = [] if hooks is None else _loops(hooks, database.clock)

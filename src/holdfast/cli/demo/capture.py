@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from holdfast.cli.demo.hooks import HARNESS
 from holdfast.cli.demo.wire import HOST, Refused
 
 __all__ = ["Captured", "capture", "captured", "configure", "cost_usd"]
@@ -40,12 +41,14 @@ class Captured:
         input_tokens: What they read.
         output_tokens: What they wrote.
         cost_usd: What they cost, exactly.
+        timelines: How many sessions have turns, tool uses, steps, effects and receipts on one timeline.
     """
 
     turns: int
     input_tokens: int
     output_tokens: int
     cost_usd: str
+    timelines: int
 
 
 def configure(folder: Path) -> None:
@@ -74,7 +77,7 @@ async def capture(client: httpx.AsyncClient, order: str, request: dict[str, Any]
     call = {
         "capture_id": message["id"], "provider": "anthropic", "endpoint": "/v1/messages", "agent_name": "demo",
         "request": request, "response": message,
-        "session": {"harness_id": "demo", "harness_session_id": order},
+        "session": {"harness_id": HARNESS, "harness_session_id": order},
     }  # fmt: skip
     try:
         answer = await client.post("/v1/ingest", json=call, headers={"Prefer": f"wait={_WAIT_SECONDS}"})
@@ -87,18 +90,31 @@ async def capture(client: httpx.AsyncClient, order: str, request: dict[str, Any]
 
 
 async def captured(port: int) -> Captured:
-    """Ask the server for its sums; a server that is not there has none."""
+    """Ask the server for its sums and timelines; a server that is not there has none."""
     try:
         async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}") as client:
-            answer = await client.get("/v1/stats")
-        groups = answer.raise_for_status().json()["items"]
+            groups = (await client.get("/v1/stats")).raise_for_status().json()["items"]
+            timelines = await _timelines(client)
     except httpx.HTTPError:
         groups = []
     if not groups:
-        return Captured(0, 0, 0, "0")
+        return Captured(0, 0, 0, "0", 0)
     [all_of_it] = groups
     tokens, cost = all_of_it["tokens"], all_of_it["cost"]
-    return Captured(all_of_it["turns"], tokens["input"], tokens["output"], cost["usd"])
+    return Captured(all_of_it["turns"], tokens["input"], tokens["output"], cost["usd"], timelines)
+
+
+async def _timelines(client: httpx.AsyncClient) -> int:
+    """Count the sessions of which one timeline shows what each slice knows."""
+    count, cursor = 0, ""
+    while cursor is not None:
+        page = (await client.get("/v1/sessions", params={"cursor": cursor})).raise_for_status().json()
+        cursor = page["next"]
+        for session in page["items"]:
+            answer = await client.get(f"/v1/sessions/{session['id']}/timeline")
+            kinds = {each["kind"] for each in answer.raise_for_status().json()["items"]}
+            count += kinds == {"turn", "tool_use", "step", "effect", "receipt"}
+    return count
 
 
 def _end_with_parent() -> None:

@@ -71,6 +71,7 @@ class Figures:
 
     Attributes:
         cost_usd: What the captured calls cost, exactly, as the read API tells it.
+        timelines: Turns whose model calls, tools, steps, effects and receipts are on one timeline.
         tokens_paid: What the model server says it has read and written; for the table alone.
         doubts: How often an effect was in doubt, by the policy that resolved it; for the table alone.
     """
@@ -99,6 +100,7 @@ class Figures:
     input_tokens: int
     output_tokens: int
     cost_usd: str
+    timelines: int
     seconds: float
     tokens_paid: tuple[int, int]
     doubts: dict[str, int]
@@ -118,6 +120,7 @@ class Figures:
             and self.turns_captured == self.turns_expected_captured
             and (self.input_tokens, self.output_tokens) == self.tokens_paid
             and Decimal(self.cost_usd) == cost_usd(*self.tokens_paid)
+            and self.timelines == self.turns_expected
             and self.verify_ok
         )
 
@@ -146,6 +149,7 @@ class Figures:
             ("tokens read", self.tokens_paid[0], self.input_tokens),
             ("tokens written", self.tokens_paid[1], self.output_tokens),
             ("dollars for them", f"{cost_usd(*self.tokens_paid):f}", self.cost_usd),
+            ("timelines that show all of it", self.turns_expected, self.timelines),
             ("processes killed with SIGKILL", "", self.kills),
             *((f"effects in doubt: {policy}", "", count) for policy, count in sorted(self.doubts.items())),
             ("operators' decisions", "", self.decisions),
@@ -206,6 +210,7 @@ async def take_stock(
         input_tokens=seen.captured.input_tokens,
         output_tokens=seen.captured.output_tokens,
         cost_usd=seen.captured.cost_usd,
+        timelines=seen.captured.timelines,
         seconds=round(seconds, 2),
         tokens_paid=_tokens(books),
         doubts=Counter(record.policy or "no policy" for record in audit if record.event == "ambiguity"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from holdfast.cli.demo.processes import DemoFailed, run_cli
 
-__all__ = ["Announced", "Harness", "announced", "environment", "receipts_expected"]
+__all__ = ["HARNESS", "Announced", "Harness", "announced", "environment", "receipts_expected"]
 
 HARNESS = "hermes"
 SESSION = "demo"
@@ -45,7 +45,7 @@ class Harness:
         delivery = {
             "shim": 1,
             "hook": hook,
-            "session_id": SESSION,
+            "session_id": turn or SESSION,  # a turn is a conversation of its own
             "delivery_id": f"{hook} {turn or SESSION}",
             "data": {},
         }

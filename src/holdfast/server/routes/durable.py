@@ -43,7 +43,19 @@ Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Filter = Annotated[str | None, QueryParameter(pattern=r"^[^\x00]*$")]
 Position = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9}){0,64}$")]
 
-OPERATOR = {"scope": "admin"}
+LISTS = {"scope": "admin", "codes": ("codec.cursor",)}
+READS = {"scope": "admin", "codes": ("durable.unknown_execution",)}
+OPERATES = {
+    "scope": "admin",
+    "codes": (
+        "durable.unknown_execution",
+        "durable.execution_finished",
+        "durable.no_decision_open",
+        "durable.busy",
+        "limit.exceeded",
+        "config.invalid",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +126,21 @@ class Differences:
 class Told:
     """What became of a wish."""
 
-    id: FromPath[str]
+    id: str
     outcome: Literal["canceled", "paused", "requested", "resumed"]
-    status: FromQuery[str]
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
     """An answered decision."""
 
-    id: FromPath[str]
+    id: str
     position: str
     decision: str
     by: str
     note: str
-    status: FromQuery[str]
+    status: str
     open_decisions: list[str]
 
 
@@ -154,7 +166,7 @@ class Decision(msgspec.Struct, forbid_unknown_fields=True):
     note: Text = ""
 
 
-@get("/v1/executions", opt=OPERATOR, summary="List executions, newest first", tags=["executions"])
+@get("/v1/executions", opt=LISTS, summary="List executions, newest first", tags=["executions"])
 async def list_executions(  # noqa: PLR0913 - the filters of the list
     backend: NamedDependency[Backend],
     status: FromQuery[Status | None] = None,
@@ -168,17 +180,17 @@ async def list_executions(  # noqa: PLR0913 - the filters of the list
     return said(Executions(page.items, page.next))
 
 
-@get("/v1/executions/{id:str}", opt=OPERATOR, summary="Show an execution", tags=["executions"])
+@get("/v1/executions/{id:str}", opt=READS, summary="Show an execution", tags=["executions"])
 async def show(backend: NamedDependency[Backend], id: FromPath[str]) -> Response[Execution]:
     return said(await _require(backend, _named(id)))
 
 
-@get("/v1/executions/{id:str}/timeline", opt=OPERATOR, summary="Show what happened to it", tags=["executions"])
+@get("/v1/executions/{id:str}/timeline", opt=READS, summary="Show what happened to it", tags=["executions"])
 async def timeline(backend: NamedDependency[Backend], id: FromPath[str]) -> Response[Timeline]:
     return said(Timeline([Moment(**plain(event)) for event in await backend.hf.timeline(_named(id))]))
 
 
-@get("/v1/executions/{id:str}/journal", opt=OPERATOR, summary="Show its journal", tags=["executions"])
+@get("/v1/executions/{id:str}/journal", opt=READS, summary="Show its journal", tags=["executions"])
 async def journal(
     backend: NamedDependency[Backend],
     id: FromPath[str],
@@ -191,7 +203,7 @@ async def journal(
     return said(Journal(items))
 
 
-@get("/v1/executions/{id:str}/diff", opt=OPERATOR, summary="Compare two of its generations", tags=["executions"])
+@get("/v1/executions/{id:str}/diff", opt=READS, summary="Compare two of its generations", tags=["executions"])
 async def diff(
     backend: NamedDependency[Backend],
     id: FromPath[str],
@@ -208,7 +220,7 @@ async def diff(
     return said(Differences(start, end, items))
 
 
-@post("/v1/executions/{id:str}/cancel", opt=OPERATOR, status_code=200, summary="Cancel it", tags=["executions"])
+@post("/v1/executions/{id:str}/cancel", opt=OPERATES, status_code=200, summary="Cancel it", tags=["executions"])
 async def cancel(
     backend: NamedDependency[Backend], id: FromPath[str], data: JSONBody[Cancel | None] = None
 ) -> Response[Told]:
@@ -216,12 +228,12 @@ async def cancel(
     return _told(_named(id), await backend.hf.cancel(_named(id), reason=asked.reason, force=asked.force))
 
 
-@post("/v1/executions/{id:str}/pause", opt=OPERATOR, status_code=200, summary="Pause it", tags=["executions"])
+@post("/v1/executions/{id:str}/pause", opt=OPERATES, status_code=200, summary="Pause it", tags=["executions"])
 async def pause(backend: NamedDependency[Backend], id: FromPath[str]) -> Response[Told]:
     return _told(_named(id), await backend.hf.pause(_named(id)))
 
 
-@post("/v1/executions/{id:str}/resume", opt=OPERATOR, status_code=200, summary="Set it going", tags=["executions"])
+@post("/v1/executions/{id:str}/resume", opt=OPERATES, status_code=200, summary="Set it going", tags=["executions"])
 async def resume(
     backend: NamedDependency[Backend], id: FromPath[str], data: JSONBody[Resume | None] = None
 ) -> Response[Told]:
@@ -230,7 +242,7 @@ async def resume(
     return said(Told(_named(id), "resumed", (await _require(backend, _named(id))).status))
 
 
-@post("/v1/executions/{id:str}/decisions", opt=OPERATOR, status_code=200, summary="Decide what is in doubt",
+@post("/v1/executions/{id:str}/decisions", opt=OPERATES, status_code=200, summary="Decide what is in doubt",
       tags=["executions"])  # fmt: skip
 async def decide(
     backend: NamedDependency[Backend],

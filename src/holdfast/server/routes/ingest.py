@@ -8,25 +8,22 @@ Invariants:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
-from litestar.openapi.spec.enums import OpenAPIType
 
 from holdfast.server.backend import Backend
 from holdfast.server.problems import problem_of
+from holdfast.server.routes.calls import NDJSON, ManyCalls, OneCall
 from holdfast.sessions import intake
 from holdfast.sessions.errors import SessionError
 from holdfast.sessions.values import Duplicate, Principal, Stored
 
 __all__ = ["HANDLERS"]
 
-NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 WAIT_S_MAX = 10
 """How long an answer may be held for a call's turn."""
 
@@ -44,17 +41,23 @@ class Taken(msgspec.Struct, omit_defaults=True, frozen=True):
     reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Result(msgspec.Struct, omit_defaults=True, frozen=True):
-    """What became of one element of a batch: what it would have been answered by itself."""
+class BatchResult(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What became of one element of a batch, with what it would have been answered by itself.
+
+    Attributes:
+        http_status: That answer's status.
+    """
 
     index: int
     status: Literal["accepted", "stored_unparsed", "duplicate", "rejected"]
     http_status: int
-    event_id: str = ""
-    turn_id: str = ""
-    session_id: str = ""
-    derived: bool = False
-    reason: str = ""
+    event_id: str | msgspec.UnsetType = msgspec.UNSET
+    turn_id: str | msgspec.UnsetType = msgspec.UNSET
+    session_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    derived: bool | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    type: str = ""
+    title: str = ""
     code: str = ""
     detail: str = ""
     field: str = ""
@@ -62,72 +65,33 @@ class Result(msgspec.Struct, omit_defaults=True, frozen=True):
     hint: str = ""
 
 
-class Results(msgspec.Struct, frozen=True):
+class BatchResults(msgspec.Struct, frozen=True):
     """What became of a batch."""
 
-    results: list[Result]
+    results: list[BatchResult]
     accepted: int
     duplicates: int
     rejected: int
 
 
-def _texts(*names: str) -> dict[str, Any]:
-    return {name: Schema(type=OpenAPIType.STRING) for name in names}
-
-
-CALL = Schema(
-    type=OpenAPIType.OBJECT,
-    description="A call to a provider and what came back; unknown members are kept.",
-    required=["provider", "request"],
-    properties={
-        **_texts("capture_id", "endpoint", "agent_name", "thread_id", "parent_tool_use_id"),
-        "provider": Schema(type=OpenAPIType.STRING, pattern=r"^[a-z0-9_.-]{1,64}$"),
-        "source": Schema(enum=["wire", "sdk"]),
-        "captured_at": Schema(type=[OpenAPIType.STRING, OpenAPIType.INTEGER]),
-        "started_at": Schema(type=[OpenAPIType.STRING, OpenAPIType.INTEGER]),
-        "ended_at": Schema(type=[OpenAPIType.STRING, OpenAPIType.INTEGER]),
-        "request": Schema(description="JSON, or an object with base64, content_type and content_encoding"),
-        "response": Schema(description="As request; null where there was none"),
-        "reduced": Schema(type=OpenAPIType.OBJECT),
-        "upstream": Schema(type=OpenAPIType.OBJECT),
-        "usage": Schema(type=OpenAPIType.OBJECT),
-        "cost": Schema(type=OpenAPIType.OBJECT),
-        "capture": Schema(enum=["full", "metadata"]),
-        "tags": Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING)),
-        "session": Schema(type=[OpenAPIType.OBJECT, OpenAPIType.NULL]),
-    },
-)
-CALLS = Schema(type=OpenAPIType.ARRAY, items=CALL, min_items=1)
-BATCH = Schema(type=OpenAPIType.OBJECT, required=["items"], properties={"items": CALLS})
-
-
-@dataclass
-class OneCall(Operation):
-    """The operation whose body is a call."""
-
-    def __post_init__(self) -> None:
-        self.request_body = RequestBody({"application/json": OpenAPIMediaType(CALL)}, required=True)
-
-
-@dataclass
-class ManyCalls(Operation):
-    """The operation whose body is a batch."""
-
-    def __post_init__(self) -> None:
-        lines = OpenAPIMediaType(Schema(type=OpenAPIType.STRING, description="One call to a line"))
-        self.request_body = RequestBody({"application/json": OpenAPIMediaType(BATCH), NDJSON[0]: lines}, required=True)
+REFUSES = (
+    "sessions.capture_conflict", "sessions.org_mismatch", "sessions.session_deleted", "sessions.past_retention",
+    "sessions.disk_full",
+)  # fmt: skip
 
 
 @post(
-    "/v1/ingest", opt={"scope": "ingest"}, status_code=202, operation_class=OneCall, tags=["sessions"],
-    summary="Store a call", responses={200: ResponseSpec(Taken, description="It was stored before")},
+    "/v1/ingest", opt={"scope": "ingest", "codes": REFUSES}, status_code=202, operation_class=OneCall,
+    tags=["sessions"], summary="Store a call",
+    responses={200: ResponseSpec(Taken, description="It was stored before")},
 )  # fmt: skip
 async def ingest(request: Request[Any, Any, Any]) -> Response[Taken]:
     backend, principal = _given(request)
-    data = await request.scope["holdfast.body"].read()  # type: ignore[typeddict-item]  # the door's
+    # In a list, to be let go of as soon as it is read: as a name of this function it would stay to its end.
+    held = [await request.scope["holdfast.body"].read()]  # type: ignore[typeddict-item]  # the door's
     request.state.counted = True  # the archive counts what it refuses by itself
     taken = await backend.archive.receive(
-        data, header=request.headers.get("idempotency-key", ""), wait=_wait(request), principal=principal
+        held.pop(), header=request.headers.get("idempotency-key", ""), wait=_wait(request), principal=principal
     )
     return Response(_taken(taken), status_code=200 if isinstance(taken, Duplicate) else 202)
 
@@ -136,7 +100,7 @@ async def ingest(request: Request[Any, Any, Any]) -> Response[Taken]:
     "/v1/ingest/batch", opt={"scope": "ingest", "accepts": ("application/json", *NDJSON)},
     status_code=207, operation_class=ManyCalls, tags=["sessions"], summary="Store up to a thousand calls",
 )  # fmt: skip
-async def ingest_batch(request: Request[Any, Any, Any]) -> Results:
+async def ingest_batch(request: Request[Any, Any, Any]) -> BatchResults:
     backend, principal = _given(request)
     data = await request.scope["holdfast.body"].read()  # type: ignore[typeddict-item]  # the door's
     lines = request.headers.get("content-type", "").partition(";")[0].strip().lower() in NDJSON
@@ -145,7 +109,7 @@ async def ingest_batch(request: Request[Any, Any, Any]) -> Results:
     results = [_result(index, each) for index, each in enumerate(found)]
     rejected = sum(each.status == "rejected" for each in results)
     duplicates = sum(each.status == "duplicate" for each in results)
-    return Results(results, len(results) - rejected - duplicates, duplicates, rejected)
+    return BatchResults(results, len(results) - rejected - duplicates, duplicates, rejected)
 
 
 def _given(request: Request[Any, Any, Any]) -> tuple[Backend, Principal]:
@@ -166,17 +130,12 @@ def _taken(taken: Stored | Duplicate) -> Taken:
     return Taken(taken.state, taken.event_id, taken.turn_id, taken.session_id, taken.derived, reason)
 
 
-def _result(index: int, each: Stored | Duplicate | SessionError) -> Result:
+def _result(index: int, each: Stored | Duplicate | SessionError) -> BatchResult:
     if isinstance(each, SessionError):
-        told = problem_of(each)
-        return Result(
-            index, "rejected", told.status, code=told.code, detail=told.detail, field=told.field, limit=told.limit,
-            hint=told.hint,
-        )  # fmt: skip
-    ids: Any = {"event_id": each.event_id, "turn_id": each.turn_id, "session_id": each.session_id or ""}
-    if isinstance(each, Duplicate):
-        return Result(index, "duplicate", 200, **ids)
-    return Result(index, each.state, 202, **ids, derived=each.derived, reason=each.reason)
+        told = msgspec.structs.asdict(problem_of(each))
+        return BatchResult(index, "rejected", told.pop("status"), **told)
+    taken = msgspec.structs.asdict(_taken(each))
+    return BatchResult(index, taken.pop("status"), 200 if isinstance(each, Duplicate) else 202, **taken)
 
 
 HANDLERS = [ingest, ingest_batch]

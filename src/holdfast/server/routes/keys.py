@@ -36,7 +36,9 @@ __all__ = ["HANDLERS"]
 
 _REF = re.compile(r"[0-9a-f]{8,32}")
 
-OPERATOR = {"scope": "admin"}
+LISTS = {"scope": "admin", "codes": ("codec.cursor",)}
+READS = {"scope": "admin", "codes": ("idempotency.key_not_found", "idempotency.key_ambiguous")}
+OPERATES = {"scope": "admin", "codes": (*READS["codes"], "idempotency.state_refuses", "config.reason_required")}
 Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 KeyState = Literal["reserved", "completed", "tombstone", "unknown", "released"]
 HttpStatus = Annotated[int, msgspec.Meta(ge=200, le=599)]
@@ -73,7 +75,7 @@ class Ruling(msgspec.Struct, forbid_unknown_fields=True):
     tombstone: HttpStatus | None = None
 
 
-@get("/v1/idempotency/keys", opt=OPERATOR, summary="List keys, newest first", tags=["idempotency"])
+@get("/v1/idempotency/keys", opt=LISTS, summary="List keys, newest first", tags=["idempotency"])
 async def list_keys(
     backend: NamedDependency[Backend],
     wanted: Annotated[KeyState | None, QueryParameter(name="state")] = None,
@@ -89,13 +91,13 @@ async def list_keys(
     return said(Keys([view(record) for record in page.items], page.next))
 
 
-@get("/v1/idempotency/keys/{ref:str}", opt=OPERATOR, summary="Show a key", tags=["idempotency"])
+@get("/v1/idempotency/keys/{ref:str}", opt=READS, summary="Show a key", tags=["idempotency"])
 async def show(backend: NamedDependency[Backend], ref: FromPath[str]) -> Response[KeyView]:
     async with backend.hf.database.read() as tx:
         return said(view(await _find(tx, ref)))
 
 
-@post("/v1/idempotency/keys/{ref:str}/expire", opt=OPERATOR, status_code=200,
+@post("/v1/idempotency/keys/{ref:str}/expire", opt=OPERATES, status_code=200,
       summary="Forget a settled or released key: it is new from now on", tags=["idempotency"])  # fmt: skip
 async def expire(
     backend: NamedDependency[Backend], principal: NamedDependency[Principal], ref: FromPath[str], data: JSONBody[Reason]
@@ -103,7 +105,7 @@ async def expire(
     return await _force(backend, principal, ref, ForceExpire(), data.reason)
 
 
-@post("/v1/idempotency/keys/{ref:str}/release", opt=OPERATOR, status_code=200,
+@post("/v1/idempotency/keys/{ref:str}/release", opt=OPERATES, status_code=200,
       summary="Let a retry run", tags=["idempotency"])  # fmt: skip
 async def release(
     backend: NamedDependency[Backend], principal: NamedDependency[Principal], ref: FromPath[str], data: JSONBody[Reason]
@@ -111,7 +113,7 @@ async def release(
     return await _force(backend, principal, ref, ForceRelease(), data.reason)
 
 
-@post("/v1/idempotency/keys/{ref:str}/decide", opt=OPERATOR, status_code=200,
+@post("/v1/idempotency/keys/{ref:str}/decide", opt=OPERATES, status_code=200,
       summary="Say what became of a key whose outcome is unknown", tags=["idempotency"])  # fmt: skip
 async def decide(
     backend: NamedDependency[Backend], principal: NamedDependency[Principal], ref: FromPath[str], data: JSONBody[Ruling]
