@@ -14,9 +14,27 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.tree import ROOT, SRC
 
 SECONDS_MAX = 300
+
+SESSIONS = (
+    "calls", "codings", "cursors", "deltas", "derivation", "envelope", "errors", "evidence", "frames", "headers",
+    "identity", "instants", "intake", "jcs", "limits", "machine", "nodes", "overlays", "parents", "pricing",
+    "providers.__init__", "providers.answers", "providers.anthropic", "providers.chat", "providers.ollama",
+    "providers.reading", "providers.responses", "redact", "redaction", "reports", "tokens", "turns", "values",
+    "views",
+)  # fmt: skip
+"""The pure modules of a slice that is tested as one: a call goes through most of them."""
+
+SESSIONS_TESTS = tuple(
+    f"test_sessions_{name}"
+    for name in (
+        "codings", "deltas", "derivation", "headers", "identity", "intake", "jcs", "machine", "nodes", "overlays",
+        "parents", "pricing", "providers", "redact", "redaction", "turns", "views",
+    )
+)  # fmt: skip
 
 PURE: dict[str, tuple[str, ...]] = {
     "holdfast.core.lease": ("test_lease",),
@@ -53,6 +71,7 @@ PURE: dict[str, tuple[str, ...]] = {
     "holdfast.lifecycle.rules": ("test_lifecycle_rules", "test_lifecycle_wire"),
     "holdfast.lifecycle.spans": ("test_lifecycle_merge",),
     "holdfast.lifecycle.wire": ("test_lifecycle_wire",),
+    **dict.fromkeys((f"holdfast.sessions.{name}" for name in SESSIONS), SESSIONS_TESTS),
 }
 """Each pure module, and the files of `tests/unit` that are its own.
 
@@ -60,7 +79,7 @@ The files run in this order. What reads and what judges documents is made on fir
 what uses it.
 """
 
-WHOLE_SLICES = ("holdfast.execution.", "holdfast.lifecycle.")
+WHOLE_SLICES = ("holdfast.execution.", "holdfast.lifecycle.", "holdfast.sessions.")
 """Slices of which every module that the contract calls pure has to be in the table."""
 
 SETTINGS = """
@@ -77,6 +96,7 @@ exclude_also =
 PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "tests.contexts")
 
 
+@pytest.mark.timeout(SECONDS_MAX)
 def test_pure_modules_are_covered_by_their_own_tests(tmp_path: Path) -> None:
     (tmp_path / "settings").write_text(SETTINGS)
     shared = [f"--rcfile={tmp_path / 'settings'}", f"--data-file={tmp_path / 'data'}"]

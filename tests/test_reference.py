@@ -58,6 +58,7 @@ CONSTANTS = {
     "timedelta": timedelta, "os": os, "Retry": holdfast.Retry, "RetryPolicy": client.RetryPolicy,
     "SECRET_PARAMS": calls.SECRET_PARAMS, "RouteRule": RouteRule,
     "PayloadPolicy": lifecycle.PayloadPolicy, "SessionFilters": sessions.SessionFilters, "LOCAL": sessions.LOCAL,
+    "TurnFilters": sessions.TurnFilters,
 }  # fmt: skip
 FACTORY = "<factory>"
 

@@ -9,8 +9,14 @@ from uuid import UUID
 import holdfast
 from holdfast.sessions import (
     LOCAL,
+    Ancestry,
     Archive,
+    Attributed,
+    AttributedSession,
+    AttributedTurn,
+    Attribution,
     AttributionRefused,
+    AttributionReport,
     Block,
     Branches,
     Call,
@@ -26,6 +32,7 @@ from holdfast.sessions import (
     Denied,
     Derive,
     DeriveReport,
+    Difference,
     DiskFull,
     Duplicate,
     Envelope,
@@ -40,6 +47,7 @@ from holdfast.sessions import (
     Leaf,
     MalformedJson,
     Message,
+    Moment,
     Node,
     NodeCorrupt,
     NoPriceSource,
@@ -48,10 +56,13 @@ from holdfast.sessions import (
     NumberRange,
     OrgMismatch,
     Outcome,
+    PackReport,
     Page,
     Parent,
+    ParentHint,
     PastRetention,
     Payload,
+    Place,
     PriceQuery,
     Prices,
     PriceSource,
@@ -62,28 +73,34 @@ from holdfast.sessions import (
     RedactRule,
     Reduced,
     Refused,
+    RepriceReport,
     Retention,
     SaturatedBytes,
     SaturatedItems,
     Seen,
+    Selector,
     Session,
     SessionDeleted,
     SessionError,
     SessionFilters,
     SessionRef,
     SessionsConfig,
+    SessionTotals,
     SpoolFull,
     StatsRow,
     Stopping,
     Stored,
     StoreUnavailable,
     Thread,
+    Tokens,
     TooLarge,
     Total,
+    TotalTokens,
     Tree,
     TreeNode,
     Turn,
     TurnCost,
+    TurnFilters,
     Unauthenticated,
     UndecodableBody,
     Underivable,
@@ -144,6 +161,8 @@ async def read(archive: Archive, session: SessionRef, payload: Payload) -> None:
         assert_type(each.cost, Total)
         assert_type(each.parent, Parent)
         assert_type(each.outcome, Outcome | None)
+        assert_type(each.parent.hint, ParentHint | None)
+        assert_type(each.tokens, TotalTokens)
     async for turn in archive.turns(session, payload=payload):
         assert_type(turn, Turn)
         assert_type(turn.cost, TurnCost)
@@ -156,6 +175,13 @@ async def read(archive: Archive, session: SessionRef, payload: Payload) -> None:
     if tree is not None:
         assert_type(tree.descendants, tuple[TreeNode, ...])
         assert_type(tree.threads, tuple[Thread, ...])
+    async for turn in archive.turns(session):
+        assert_type(turn.tokens, Tokens)
+    assert_type(await archive.page(session), Page[Turn] | None)
+    assert_type(await archive.moments(session), tuple[list[Moment], bool] | None)
+    assert_type(await archive.node("0" * 64), Node | None)
+    assert_type(await archive.ancestry("0" * 64), Ancestry | None)
+    assert_type(await archive.difference(session, "0" * 64, "1" * 64), Difference | None)
     branches = await archive.branches(session)
     assert_type(branches, Branches | None)
     if branches is not None:
@@ -167,6 +193,7 @@ async def operate(archive: Archive) -> None:
     assert_type(await archive.rename("ses_", None), Session)
     assert_type(await archive.delete(("claude", "s"), reason="asked"), DeleteReport)
     assert_type(await archive.undelete_key(("claude", "s")), bool)
+    assert_type(await archive.pack(dry_run=True), PackReport)
     assert_type(await archive.verify(), list[Violation])
     assert_type(await archive.projection_hash(), str)
     assert_type(await archive.rebuild(), DeriveReport)
@@ -178,6 +205,21 @@ def fail(error: SessionError) -> None:
         assert_type(error.field, str)
     if isinstance(error, NotNow):
         assert_type(error.retry_after, float)
+
+
+async def repairing(archive: Archive) -> None:
+    report = await archive.attribute(
+        Selector(session=("claude", "s"), thread_id=""), Attribution(harness_session_id="t"), reason="r"
+    )
+    assert_type(report, AttributionReport)
+    assert_type(report.turns, tuple[AttributedTurn, ...])
+    assert_type(report.turns[0].before, Place | None)
+    assert_type(report.sessions, tuple[AttributedSession, ...])
+    assert_type(report.sessions[0].after, SessionTotals | None)
+    assert_type(await archive.undo_attribution(report.attribution_id), AttributionReport)
+    assert_type(await archive.attributions(), list[Attributed])
+    assert_type(await archive.reprice(TurnFilters(model="m"), reason="r", dry_run=False), RepriceReport)
+    assert_type(await archive.rebuild(dry_run=True), DeriveReport)
 
 
 ERRORS: tuple[type[SessionError], ...] = (

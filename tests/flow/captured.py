@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import sqlite3
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import apsw
 import asyncpg
 from tests.unit.sessions_data import FIXTURES
 
@@ -93,7 +93,7 @@ def archive(database: Database, **more: Any) -> Archive:
 async def rows(target: str) -> dict[str, list[str]]:
     """Every row of every table of the slice."""
     if not target.startswith("postgres"):
-        with closing(sqlite3.connect(target)) as ledger:
+        with closing(apsw.Connection(target)) as ledger:  # another SQLite of this process would drop its locks
             names = [name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE name GLOB 'session_*'")]
             tables = [name for name in names if ledger.execute(f"PRAGMA table_info({name})").fetchall()]
             return {

@@ -14,7 +14,7 @@ _KEYS = [
     *("payments_expected", "payments_applied", "payments_doubled", "steps_run", "steps_replayed"),
     *("decisions", "lost", "verify_ok", "http_replays", "http_conflicts", "http_in_flight"),
     *("receipts", "receipts_verified", "sequence_gaps", "turns_captured", "turns_expected_captured"),
-    *("input_tokens", "output_tokens", "cost_usd", "seconds"),
+    *("input_tokens", "output_tokens", "cost_usd", "timelines", "seconds"),
 ]
 _LIMIT_SECONDS = 100
 
@@ -47,6 +47,7 @@ def test_every_effect_happens_once_though_processes_are_killed(tmp_path: Path) -
     assert figures["receipts"] == figures["receipts_verified"] == 2 + 2 * 6
     assert figures["sequence_gaps"] == 0
     assert figures["turns_captured"] == figures["turns_expected_captured"] == 12
+    assert figures["timelines"] == 6
     paid = (figures["input_tokens"] * 3 + figures["output_tokens"] * 15) / Decimal(1_000_000)
     assert paid == Decimal(figures["cost_usd"]) > 0
     assert figures["decisions"] >= 1

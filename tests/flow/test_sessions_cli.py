@@ -87,7 +87,7 @@ def test_a_session_is_deleted_only_when_that_is_said(ledger: str, capture: Calla
     assert [each["harness_session_id"] for each in tell("sessions", "list", "--db", ledger)["items"]] == ["t"]
     assert tell("sessions", "verify", "--db", ledger)["ok"]
     again = ask("sessions", "delete", "claude/s", "--reason", "asked", "--yes", "--db", ledger)
-    assert (again.code, "no session" in again.err) == (1, True)
+    assert (again.code, "no such session" in again.err) == (1, True)
     assert ask("sessions", "undelete-key", "claude/s", "--db", ledger).code == 0
     assert ask("sessions", "undelete-key", "claude/s", "--db", ledger).code == 1
 

@@ -10,8 +10,8 @@ import pytest
 from tests.flow.captured import archive, call, recording
 from tests.unit.sessions_data import SHARED
 
+from holdfast.sessions.asking import RawBody
 from holdfast.sessions.errors import CursorMismatch, Forbidden, InvalidQuery
-from holdfast.sessions.facade import RawBody
 from holdfast.sessions.values import LOCAL, Envelope, Principal, Stored
 from holdfast.sessions.views import SessionFilters
 from holdfast.store import Database

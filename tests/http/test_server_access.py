@@ -6,18 +6,24 @@ import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
 from tests.flow.commandline import ask, tell
 from tests.http.backends import server
+from tests.http.captured import call
 
+from holdfast.core.errors import ConfigError
 from holdfast.testing import ManualClock
 
 ORG = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 SEEN_WITHIN = timedelta(seconds=5)
 
 
-def test_scopes_are_kept_apart_and_a_revoked_key_is_refused(ledger: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_scopes_are_kept_apart_and_a_revoked_key_is_refused(
+    ledger: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
 
     def make(*scopes: str, **more: Any) -> dict[str, Any]:
@@ -29,7 +35,7 @@ def test_scopes_are_kept_apart_and_a_revoked_key_is_refused(ledger: str, caplog:
     reader, operator = make("read", org=ORG, label="the dashboard"), make("admin", "read", days=1)
     assert (reader["scopes"], reader["org_id"], reader["label"]) == (["read"], ORG, "the dashboard")
     assert operator["expires_at"] > operator["created_at"]
-    with server(ledger, ManualClock(datetime.now(UTC))) as at:
+    with server(ledger, ManualClock(datetime.now(UTC)), secret_file=tmp_path / "secret") as at:
 
         def status(path: str, key: str = "", **headers: str) -> int:
             given = {"authorization": f"Bearer {key}"} if key else {}
@@ -75,6 +81,30 @@ def test_scopes_are_kept_apart_and_a_revoked_key_is_refused(ledger: str, caplog:
         if "://" not in ledger:
             files = [path for path in Path(ledger).parent.rglob("*") if path.is_file()]
             assert all(whole.encode() not in path.read_bytes() for path in files)
+
+
+def test_only_a_trusted_proxy_speaks_for_others(ledger: str, tmp_path: Path) -> None:
+    forwarded = {"x-paper-auth-org-id": ORG.upper(), "x-paper-auth-subject": "ada"}
+
+    def capture(name: str, trusted: tuple[str, ...], **session: str) -> tuple[httpx.Response, list[Any], list[Any]]:
+        with server(ledger, trusted_proxies=trusted, secret_file=tmp_path / "secret") as at:
+            given = call(name, session={"harness_id": "h", "harness_session_id": name, **session})
+            answer = at.client.post("/v1/ingest", json=given, headers={**forwarded, "prefer": "wait=10"})
+            mine, theirs = (at.client.get("/v1/sessions", headers=who).json() for who in ({}, forwarded))
+        return answer, mine.get("items", []), theirs.get("items", [])
+
+    answer, mine, theirs = capture("untrusted", ("192.0.2.1",))
+    assert (answer.status_code, len(mine), mine == theirs, mine[0]["auth_subject"]) == (202, 1, True, None)
+    answer, mine, theirs = capture("trusted", ("127.0.0.0/8",))
+    assert (answer.status_code, len(mine), [each["auth_subject"] for each in theirs]) == (202, 1, ["ada"])
+    answer, _, theirs = capture("named", ("127.0.0.1",), auth_subject="grace", org_id=ORG)
+    assert (answer.status_code, {each["auth_subject"] for each in theirs}) == (202, {"ada", "grace"})
+    assert capture("elsewhere", ("127.0.0.1",), org_id=str(UUID(int=0)))[0].json()["code"] == "org_mismatch"
+    forwarded["x-paper-auth-org-id"] = "acme"
+    refused = capture("odd", ("127.0.0.1",))[0].json()
+    assert (refused["code"], refused["field"]) == ("invalid_field", "x-paper-auth-org-id")
+    with pytest.raises(ConfigError, match="no address"), server(ledger, trusted_proxies=("proxy.example",)):
+        pass
 
 
 def test_a_key_is_asked_for_sensibly(tmp_path: Path) -> None:

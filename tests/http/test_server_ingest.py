@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 import zstandard
 from tests.http.backends import Server
@@ -22,13 +21,6 @@ def test_a_call_is_stored_once_and_a_retry_changes_nothing(at: Server) -> None:
     assert (status, again["status"], again["event_id"]) == (200, "duplicate", first["event_id"])
     status, other = post(at.client, call("once", agent_name="another"))
     assert (status, other["code"]) == (409, "capture_conflict")
-
-
-def test_one_call_that_is_sent_at_once_from_everywhere_is_one(at: Server) -> None:
-    with ThreadPoolExecutor(8) as senders:
-        answers = list(senders.map(lambda _: post(at.client, call("crowded")), range(50)))
-    assert Counter(status for status, _ in answers) == {202: 1, 200: 49}
-    assert len({told["event_id"] for _, told in answers}) == 1
 
 
 def test_who_waits_is_told_of_the_turn(at: Server) -> None:
@@ -79,3 +71,28 @@ def test_what_cannot_be_taken_is_refused_with_its_reason(at: Server) -> None:
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
     lines = at.client.post("/v1/ingest", content="{}", headers={"content-type": "application/x-ndjson"})
     assert lines.status_code == 415
+
+
+def test_the_short_way_answers_as_the_framework_does(at: Server) -> None:
+    """With a slash at its end a path goes the long way, to the same route."""
+    json_type = {"content-type": "application/json"}
+    body = json.dumps(call("short-or-long"))
+    assert at.client.post("/v1/ingest", content=body, headers=json_type).status_code == 202
+    for content, headers, status in (
+        (body, json_type, 200),
+        (body, json_type | {"idempotency-key": "another"}, 400),
+        (json.dumps(call("short-or-long", agent_name="other")), json_type, 409),
+        ("[", json_type, 400),
+        ("", json_type, 400),
+        ("{}", {"content-type": "text/plain"}, 415),
+        (body, json_type | {"content-encoding": "br"}, 415),
+        (body, json_type | {"host": "elsewhere"}, 403),
+    ):
+        short, long = (at.client.post(f"/v1/ingest{end}", content=content, headers=headers) for end in ("", "/"))
+        assert short.status_code == long.status_code == status, short.text
+        assert short.json() == long.json()
+        assert _told(short) == _told(long)
+
+
+def _told(answer: httpx.Response) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name not in ("date", "vary")}

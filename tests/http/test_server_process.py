@@ -6,14 +6,15 @@ import asyncio
 import json
 import signal
 import socket
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 from tests.flow.commandline import start, tell
 from tests.http.captured import call, post
+from tests.http.processes import document
 from tests.http.serving import until
 
 import holdfast
@@ -37,11 +38,12 @@ def begun(port: int, body: bytes) -> socket.socket:
     return made
 
 
-def test_a_server_that_is_terminated_answers_what_is_in_flight(ledger: str) -> None:
+def test_a_server_that_is_terminated_answers_what_is_in_flight(ledger: str, tmp_path: Path) -> None:
     asyncio.run(_left(ledger))
-    process = start("serve", "--db", ledger, "--port", 0, "--json")
+    environment = {"HOLDFAST_SESSIONS_SECRET_FILE": str(tmp_path / "secret")}
+    process = start("serve", "--db", ledger, "--port", 0, "--json", **environment)
     try:
-        url = json.loads(_document(process))["url"]
+        url = json.loads(document(process))["url"]
         port = httpx.URL(url).port
         assert port is not None
         asyncio.run(_derived(ledger))
@@ -106,18 +108,3 @@ async def _derived(target: str) -> None:
             if row is not None and row.state == "done":
                 return
             await hf.database.wait("receipts", 0.05)
-
-
-def _document(process: subprocess.Popen[str]) -> str:
-    """Read one JSON document of the output of a process that goes on."""
-    assert process.stdout is not None
-    read = ""
-    while True:
-        line = process.stdout.readline()
-        assert line, f"the process ended after {read!r}"
-        read += line
-        try:
-            json.loads(read)
-        except ValueError:
-            continue
-        return read

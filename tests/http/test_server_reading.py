@@ -12,16 +12,25 @@ from tests.flow.commandline import tell
 from tests.http.backends import server
 from tests.http.captured import REQUEST, call, post
 
+from holdfast.sessions.evidence import TurnFacts
+
+KEPT_ELSEWHERE = (
+    "turn_id", "usage", "cost_pusd", "cost_state", "price_version", "provided_pusd", "computed_pusd", "usage_event",
+    "usage_key", "capture_id", "evidence_key", "harness_id", "harness_session_id", "harness_version",
+    "harness_metadata", "auth_subject", "cwd", "name", "parent_harness_id", "parent_harness_session_id", "first_text",
+    "synthetic",
+)  # fmt: skip
+"""What a turn knows, and its cost, tokens, evidence or session shows."""
 ORGS = ("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "6ba7b811-9dad-41d1-80b4-00c04fd430c8")
 WAIT = {"prefer": "wait=10"}
 
 
 @pytest.fixture(scope="module")
-def clients(module_ledger: str) -> Iterator[list[httpx.Client]]:
+def clients(module_ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx.Client]]:
     """A client of each of two orgs."""
     scopes = ("--scope", "ingest", "--scope", "read", "--scope", "admin")
     made = [tell("access", "create", "--db", module_ledger, "--org", org, *scopes) for org in ORGS]
-    with server(module_ledger) as at:
+    with server(module_ledger, secret_file=tmp_path_factory.mktemp("secret") / "secret") as at:
         base = at.client.base_url
         found = [httpx.Client(base_url=base, timeout=30, headers={"x-api-key": key["access_key"]}) for key in made]
         yield found
@@ -68,6 +77,89 @@ def test_a_body_comes_back_as_it_was_captured(clients: list[httpx.Client]) -> No
     assert answer.content == json.dumps(REQUEST).encode()
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_what_is_absent_is_null_and_nothing_is_left_out(clients: list[httpx.Client]) -> None:
+    silent = {"model": "m-9", "messages": [{"role": "user", "content": []}]}
+    told = stored(clients[0], "bare", request=silent, response=None)
+    session = get(clients[0], f"/v1/sessions/{told['session_id']}")
+    absent = {"name", "display_name", "auth_subject", "cwd", "harness_version"}
+    assert {name for name, value in session.items() if value is None} == absent
+    assert session["parent"] == {"session_id": None, "state": "none", "hint": None, "flag": None}
+    assert session["title"] == session["id"]
+    assert session["outcome"] == {"status": "incomplete", "stop_reason": None}
+    assert (session["started_at"], session["live"]) == ("2026-11-21T12:00:00.000000Z", False)
+    turn = get(clients[0], f"/v1/turns/{told['turn_id']}")
+    columns = {name for name in TurnFacts.__struct_fields__ if name not in KEPT_ELSEWHERE}
+    assert columns <= turn.keys(), columns - turn.keys()
+    assert "" not in {value for name, value in turn.items() if name != "thread_id" and isinstance(value, str)}
+    assert set(turn["tokens"].values()) == {None}
+    assert len(turn["tokens"]) == 9
+    assert (turn["thread_id"], turn["message_id"], turn["service_tier"], turn["evidence_count"]) == ("", None, None, 1)
+    [seen] = turn["evidence"]
+    assert (seen["source"], seen["capture_id"], seen["request_id"]) == ("wire", "bare", None)
+
+
+@pytest.mark.parametrize(
+    ("query", "fits"),
+    [
+        ({"harness_id": "Filtered"}, False), ({"harness_session_id": "f-1 "}, False), ({"auth_subject": "ada"}, True),
+        ({"auth_subject": "Ada"}, False), ({"model": "m-1"}, True), ({"provider": "anthropic"}, True),
+        ({"provider": "openai"}, False), ({"agent_name": "scout"}, True), ({"tag": "night"}, True),
+        ({"tag": "nigh"}, False), ({"parent_state": "pending"}, True), ({"parent_state": "resolved"}, False),
+        ({"thread": "t-1"}, True), ({"thread": ""}, False), ({"since": "2026-11-21T12:00:00Z"}, True),
+        ({"since": "2026-11-21T12:00:00.000001Z"}, False), ({"until": "2026-11-21T12:00:00Z"}, False),
+        ({"until": "2026-11-21T12:00:01Z"}, True), ({"min_cost": "0.25"}, True), ({"min_cost": "0.2500001"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_filter_fits_exactly_or_not(clients: list[httpx.Client], query: dict[str, str], *, fits: bool) -> None:
+    parent = {"parent_harness_session_id": "nobody"}
+    named = {"harness_id": "filtered", "harness_session_id": "f-1", "auth_subject": "ada", **parent}
+    more: Any = {"agent_name": "scout", "tags": ["night"], "thread_id": "t-1", "cost": {"usd": "0.25", "source": "me"}}
+    post(clients[0], call("filtered", session=named, **more), **WAIT)
+    listed = get(clients[0], "/v1/sessions", **({"harness_id": "filtered"} | query))["items"]
+    assert [each["harness_session_id"] for each in listed] == (["f-1"] if fits else [])
+    if fits:
+        [listed] = listed
+        assert listed["parent"]["hint"] == {"harness_id": None, "harness_session_id": "nobody"}
+        assert listed["cost"] == {
+            "usd": "0.250000000000", "state": "priced", "unpriced_turns": 0, "partial_turns": 0, "provided_turns": 1,
+        }  # fmt: skip
+        everybody = get(clients[0], "/v1/sessions", harness_id="filtered", include_placeholders=True)["items"]
+        assert [each["is_placeholder"] for each in everybody] == [False, True]
+
+
+def test_an_etag_is_the_row_s_hash_as_far_as_that_says_all(clients: list[httpx.Client]) -> None:
+    told = stored(clients[0], "hashed")
+    turn = clients[0].get(f"/v1/turns/{told['turn_id']}")
+    assert turn.headers["etag"] == f'"{turn.json()["row_hash"]}"'
+    session = clients[0].get(f"/v1/sessions/{told['session_id']}")
+    assert session.headers["etag"].startswith(f'"{session.json()["row_hash"]}-')
+    whole = clients[0].get(f"/v1/turns/{told['turn_id']}", params={"payload": "full"})
+    assert whole.headers["etag"] != turn.headers["etag"]
+    paths = ["", "/turns", "/timeline", "/tree", "/branches"]
+    for path in ("/v1/sessions", "/v1/stats", *(f"/v1/sessions/{told['session_id']}{each}" for each in paths)):
+        tag = clients[0].get(path).headers["etag"]
+        again = clients[0].get(path, headers={"if-none-match": f'"other", W/{tag}', "accept-encoding": "identity"})
+        assert (again.status_code, again.headers["etag"]) == (304, tag), path
+
+
+def test_what_is_long_is_cut_unless_it_is_asked_for(clients: list[httpx.Client]) -> None:
+    asked = {"model": "m-1", "messages": [{"role": "user", "content": "x" * 1_100_000}]}
+    told = stored(clients[0], "long", request=asked)
+    path = f"/v1/turns/{told['turn_id']}"
+    assert get(clients[0], path)["messages"] is None
+    cut, _ = get(clients[0], path, payload="preview")["messages"]
+    whole, _ = get(clients[0], path, payload="full")["messages"]
+    assert (len(cut["content"][0]["text"]), cut["preview"]) == (512, True)
+    assert (len(whole["content"][0]["text"]), whole["preview"]) == (1_100_000, False)
+    node = f"/v1/nodes/{whole['hash']}"
+    assert get(clients[0], node)["content"] == cut["content"]
+    assert get(clients[0], node, payload="full")["content"] == whole["content"]
+    assert get(clients[0], f"{node}/ancestry")["items"][0]["preview"]
+    packed = clients[0].get(f"{node}?payload=full", headers={"accept-encoding": "gzip"})
+    assert (packed.headers["content-encoding"], int(packed.headers["content-length"]) < 10_000) == ("gzip", True)
 
 
 def test_pages_follow_each_other_and_a_cursor_fits_one_list_only(clients: list[httpx.Client]) -> None:

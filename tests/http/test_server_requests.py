@@ -6,11 +6,15 @@ import gzip
 import json
 import socket
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
-from tests.http.backends import Server
+from tests.http.backends import Server, server
+from tests.http.captured import REQUEST, call, post
+
+from holdfast.sessions.config import Derive
 
 KIB = 1024
 PATH = "/v1/executions/nobody/cancel"
@@ -58,6 +62,32 @@ def test_health_is_told_without_being_asked_twice(at: Server) -> None:
     document = at.client.get("/openapi.json").json()
     assert document["components"]["schemas"]["Problem"]["required"] == ["code", "detail", "status", "title", "type"]
     assert at.client.get("/v1/executions", headers={"accept-encoding": "gzip"}).status_code == 200
+
+
+def test_what_is_not_kept_is_told_by_reason(at: Server) -> None:
+    """SX-11."""
+    secret = "sk-ant-api03-" + "a" * 93 + "AA"
+    asked = {**REQUEST, "messages": [{"role": "user", "content": secret}]}
+    before = at.client.get("/ready").json()["loss"]
+    assert post(at.client, call("policy", capture="metadata"))[0] == 202
+    assert post(at.client, call("secret", request=asked))[0] == 202
+    assert post(at.client, {"provider": 5})[0] == 400
+    told = at.client.get("/ready").json()
+    assert (told["status"], told["lag_seconds"] >= 0, told["dead_events"]) == ("ready", True, 0)
+    for kind, reason in (("dropped", "policy"), ("refused", "invalid_field"), ("redacted", "provider_key")):
+        assert told["loss"][kind][reason] > before[kind].get(reason, 0), (kind, told["loss"])
+        name = {"dropped": "dropped_total", "refused": "rejected_total", "redacted": "redactions_total"}[kind]
+        assert metric(at, f"holdfast_sessions_{name}") > 0
+
+
+def test_a_server_that_falls_behind_is_not_ready(tmp_path: Path) -> None:
+    config = {"derive": Derive(workers=0), "lag_ready_ms": 1, "secret_file": tmp_path / "secret"}
+    with server(str(tmp_path / "ledger.db"), **config) as at:
+        assert at.client.get("/ready").status_code == 200
+        assert post(at.client, call("waiting"))[0] == 202
+        while (answer := at.client.get("/ready")).status_code == 200:
+            pass
+    assert (answer.status_code, answer.json()["code"], "retry-after" in answer.headers) == (503, "lagging", True)
 
 
 @pytest.mark.parametrize(

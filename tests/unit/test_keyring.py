@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import CodecError, ConfigError
-from holdfast.core.keyring import KeyRing
+from holdfast.core.keyring import KeyRing, ring_of
 
 OLD, NEW, OTHER = bytes(32), bytes(range(32)), b"\xff" * 32
 RING = KeyRing((2, NEW), (1, OLD))
@@ -85,6 +86,29 @@ def test_what_is_no_key_is_refused(keys: dict[str, Any]) -> None:
         KeyRing(**keys)
     assert caught.value.code == "config.invalid"
     assert "kkk" not in str(caught.value)
+
+
+def test_the_ledgers_keys_are_in_the_environment() -> None:
+    roots = {1: base64.b64encode(OLD).decode(), 255: base64.b64encode(NEW).decode()}
+    assert ring_of({}) is None
+    assert ring_of({"HOLDFAST_KEY": "", "HOLDFAST_KEY_PREVIOUS": f"1:{roots[1]}"}) is None
+    old = ring_of({"HOLDFAST_KEY": f"1:{roots[1]}"})
+    both = ring_of({"HOLDFAST_KEY": f"255:{roots[255]}", "HOLDFAST_KEY_PREVIOUS": f"1:{roots[1]}"})
+    assert old is not None
+    assert both is not None
+    assert (old.numbers, both.numbers) == ((1,), (255, 1))
+    key_id, sealed = old.seal(b"text", b"for this")
+    assert both.open(key_id, sealed, b"for this") == b"text"
+    with pytest.raises(CodecError):
+        KeyRing((1, OLD)).open(key_id, sealed, b"for this")  # the root itself seals nothing
+
+
+@pytest.mark.parametrize("text", ["1", "0:{}", "256:{}", "x:{}", "²:{}", "1:short", "1:{}=", ":{}"])
+def test_what_is_no_root_is_refused_and_not_repeated(text: str) -> None:
+    root = base64.b64encode(NEW).decode()
+    with pytest.raises(ConfigError, match="HOLDFAST_KEY_PREVIOUS") as caught:
+        ring_of({"HOLDFAST_KEY": f"1:{root}", "HOLDFAST_KEY_PREVIOUS": text.format(root)})
+    assert root not in str(caught.value)
 
 
 def test_without_the_package_it_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

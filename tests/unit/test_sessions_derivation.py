@@ -16,7 +16,7 @@ from tests.unit.sessions_data import FIXTURES, SHARED, recorded, used
 
 from holdfast.sessions import headers, instants, jcs
 from holdfast.sessions.calls import Rule
-from holdfast.sessions.derivation import Derived, RawEvent, derive
+from holdfast.sessions.derivation import Derived, RawEvent, derive, moved
 from holdfast.sessions.evidence import Evidence, SessionRow, TurnFacts
 from holdfast.sessions.pricing import CardSource, cards, from_pusd, settle, to_pusd
 from holdfast.sessions.turns import fold, merge, partition, refold
@@ -181,6 +181,11 @@ def test_a_call_without_bodies_is_a_turn_without_a_chain() -> None:
     says = evidence_of(derived).says
     assert (says.fidelity, says.chain_length, says.status, says.usage_state) == ("metadata", 0, "ok", "provided")
     assert (derived.nodes, derived.query) == ([], None)
+
+
+def test_a_call_in_another_place_says_the_same() -> None:
+    here, there = event(), event(session=Envelope(harness_id="codex", harness_session_id="t"), thread_id="side")
+    assert moved(evidence_of(derive(here)), there) == evidence_of(derive(there))
 
 
 def test_a_failed_call_without_usage_is_not_priced() -> None:

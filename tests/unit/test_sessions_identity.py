@@ -40,14 +40,18 @@ def test_ids_are_shown_with_a_prefix_and_read_in_any_form_of_a_uuid() -> None:
     shown = shown_id("cap", RAW)
     assert shown == "cap_0199aaaabbbb7ccc8dddeeeeffff0001"
     text = str(UUID(bytes=RAW))
-    for form in (shown, RAW.hex(), text, text.upper(), f"{{{text}}}", f"urn:uuid:{text}", "cap_" + text):
-        assert parse_id("cap", form) == RAW
+    for digits in (text, text.upper(), RAW.hex(), RAW.hex().upper()):
+        for form in (digits, f"{{{digits}}}", f"urn:uuid:{digits}", f"URN:UUID:{digits}", f"cap_{digits}"):
+            assert parse_id("cap", form) == RAW, form
+    assert parse_id("cap", shown) == RAW
     for wrong in (
         "ses_" + RAW.hex(),
         "",
         "cap_",
         text[:-1],
         f"{{{text}",
+        f"{RAW.hex()}}}",
+        f"urn:uuid:{{{text}}}",
         "0199-aaaabbbb7ccc8dddeeeeffff0001",
         text + "\n",
     ):

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.sessions_data import used
 
 from holdfast.sessions.errors import InvalidField, MalformedJson, OrgMismatch, TooLarge
-from holdfast.sessions.intake import Sent, batch, capture_id, reread, sent_of, single
+from holdfast.sessions.intake import Sent, batch, capture_id, reread, sent_of, single, spoken_for
 from holdfast.sessions.values import Block, Call, Envelope, Message, Reduced, Upstream
 
 ORG = UUID(int=7)
@@ -331,6 +331,29 @@ def test_a_programs_call_is_one_that_could_have_been_posted() -> None:
     for more in ({"reduced": reduced}, {"reduced": Reduced(message=Message("assistant"))}, {"upstream": Upstream()}):
         call = Call("p", b"{}", session=Envelope(harness_id="unknown", org_id=str(ORG)), **more)
         assert sent_of(call, org=ORG).call == call
+
+
+@pytest.mark.parametrize("form", ["reduced", "response"])
+def test_of_metadata_the_words_of_an_answer_are_dropped_too(form: str) -> None:
+    """SX-70: its model and usage are none."""
+    answer = {"model": "m", "message": {"role": "assistant", "content": [{"type": "text", "text": "psst"}]}}
+    sent = posted({**LEAST, "capture": "metadata", form: {**answer, "usage": {"prompt_tokens": 5}}})
+    assert "psst" not in json.dumps(sent.told)
+    assert sent.call.reduced == Reduced("m", None, "", used(5))
+    assert reread(sent.told, None, None, org=ORG) == sent.call
+    said = Reduced("m", Message("assistant", (Block("text", text="psst"),)))
+    made = sent_of(Call("p", None, capture="metadata", reduced=said), org=ORG)
+    assert ("psst" in json.dumps(made.told), made.call.reduced) == (False, Reduced("m"))
+
+
+def test_a_proxy_names_the_subject_where_the_call_names_none() -> None:
+    named = posted({**LEAST, "session": {"auth_subject": "ann"}})
+    assert spoken_for(named, "bea") is named
+    assert spoken_for(posted(LEAST), "") == posted(LEAST)
+    spoken = spoken_for(posted(LEAST), "bea")
+    assert spoken.call.session is not None
+    assert (spoken.call.session.auth_subject, spoken.told["session"]) == ("bea", {"auth_subject": "bea"})
+    assert reread(spoken.told, spoken.call.request, None, org=ORG) == spoken.call
 
 
 def test_a_programs_call_is_checked_like_any_other() -> None:

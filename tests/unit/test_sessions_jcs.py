@@ -183,3 +183,36 @@ def test_what_is_no_list_has_no_elements(data: bytes) -> None:
 
 def test_text_columns_hold_no_nul_and_no_surrogate() -> None:
     assert jcs.scrub("a\x00b\ud800c") == "a\ufffdb\ufffdc"
+
+
+@pytest.mark.parametrize(
+    ("data", "storable"),
+    [
+        (rb'"a\n\u00e9\\u0000"', True),
+        (rb'"\ud83d\ude00\\ud800"', True),
+        (rb'"\\\u0000"', False),
+        (rb'"\ud800"', False),
+        (rb'"\uD800x\udc00"', False),
+        (rb'"\uDC00"', False),
+        (rb'"\ud800\ud83d\ude00"', False),
+    ],
+)
+def test_json_says_whether_its_texts_fit(data: bytes, storable: bool) -> None:
+    assert jcs.is_storable(data) is storable
+
+
+def test_names_are_those_of_the_members() -> None:
+    for data in (b'{"a": 1, "b": {"c": 2}}', b'{"a": "\\ud800", "b": "\xff"}'):
+        assert set(jcs.names(data)) == set(jcs.members(data)) == {"a", "b"}
+    with pytest.raises(MalformedJson):
+        jcs.names(b"[]")
+
+
+def test_a_text_is_quoted_as_it_is_written() -> None:
+    for text in ("", 'a"\x00\u2028', "\ud800x", "\U0001f600"):
+        assert jcs.quoted(text) == jcs.write(text)
+
+
+@given(JSON)
+def test_what_is_plain_is_written_the_same_way_fast(value: Any) -> None:
+    assert jcs.write(value) == jcs._write_slowly(value)

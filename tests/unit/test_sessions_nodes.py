@@ -194,3 +194,15 @@ def test_blocks_come_from_json_and_go_back() -> None:
     for wrong in ({"text": "x"}, {"type": "text", "text": 1}):
         with pytest.raises(ValueError, match=r"text|type"):
             block_of(wrong)
+
+
+def test_a_long_text_is_hashed_in_pieces_as_if_it_were_one() -> None:
+    """SX-172: an image of many megabytes is never copied whole."""
+    image = "QUJD" * 50_000 + "\ud83d\ude00"
+    said = ("line  \r\n\n \t \n  more\n" * 9000 + 'quote " and \x01 ') * 2
+    block = Block("image", text=said, image_base64=image)
+    written = {"image_base64": image, "is_error": False, "text": normalised(said), "type": "image"}
+    whole = jcs.write({"content": {"content": [written], "role": "user", "type": "message"}, "parent": ""})
+    assert canonical("user", [block]) == whole
+    assert normalised(said).splitlines()[:3] == ["line", "  more", "line"]
+    assert not [line for line in normalised(said).split("\n") if not line.strip() or line.endswith((" ", "\t"))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from blake3 import blake3
 from tests.unit.sessions_data import SHARED, recorded
 
 from holdfast.core.errors import ConfigError
-from holdfast.sessions.redact import BUILTIN, Redacted, redact, rules
+from holdfast.sessions.redact import BUILTIN, Redacted, may_hide, redact, rules
 
 KEY = b"k" * 32
 # Put together here, so that no scanner of this repository takes them for real.
@@ -36,6 +38,43 @@ def test_a_secret_leaves_a_mark_that_tells_it_from_others(name: str) -> None:
     assert redact(found.data, rules(), KEY) == Redacted(found.data, {})
     assert redact(body, rules(), KEY) == found
     assert redact(body, rules(), b"l" * 32).data != found.data
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("before", ["\n", "\t", "\x1b", "\x7f", "\u2028", '"', "("])
+def test_a_secret_is_found_after_a_character_that_is_escaped(name: str, before: str) -> None:
+    body = json.dumps({"text": f"a key:{before}{SECRETS[name]}"}).replace("\\\\n", "\\n").encode()
+    assert redact(body, rules(), KEY).counts == {name: 1}
+
+
+def test_every_secret_is_found_once_however_close_they_stand() -> None:
+    body = "".join(f"{SECRETS[name]} {SECRETS[name]},{SECRETS[name]}\n" for name in BUILTIN).encode()
+    found = redact(body, rules(), KEY)
+    assert found.counts == dict.fromkeys(BUILTIN, 3)
+    # Trying a match at every byte, without knowing how one begins, finds the same.
+    plain = body
+    for name, pattern in BUILTIN.items():
+        plain = re.sub(pattern, lambda match, name=name: _sign(name, match), plain)
+    assert found.data == plain
+
+
+def _sign(name: str, match: re.Match[bytes]) -> bytes:
+    secret = match.groupdict().get("secret", match[0])
+    sign = b"[redacted:%s:%d:%s]" % (name.encode(), len(secret), blake3(secret, key=KEY).hexdigest(4).encode())
+    return match[0].replace(secret, sign)
+
+
+@pytest.mark.parametrize("character", "aZ09._~+/=- ")
+def test_text_that_spells_what_rules_look_for_with_escapes_may_hide_it(character: str) -> None:
+    assert may_hide(b'"\\u%04x"' % ord(character), rules())
+
+
+def test_text_with_other_escapes_hides_nothing_from_our_rules() -> None:
+    other = json.dumps("\n\t\x1b\u2014\U0001f600<>&\x7f").encode()
+    assert not may_hide(other, rules())
+    assert may_hide(other, rules([("dash", "\u2014")]))
+    assert may_hide(rb'"\/"', rules())
+    assert not may_hide(b'"plain"', rules([("dash", "\u2014")]))
 
 
 @SHARED

@@ -126,6 +126,8 @@ def test_a_secret_that_is_written_with_escapes_is_found() -> None:
     assert cleaned(sent(harmless)).sent.call.request == harmless
     broken = b'{"x":"\\u00e4'
     assert cleaned(sent(broken)).sent.call.request == broken
+    for spelt in (b'{"x":"\\u0073k-', b'{"x":"\\u0073k-short"}'):
+        assert cleaned(sent(spelt)).sent.call.request == spelt
 
 
 def test_a_stream_of_a_provider_that_nobody_reads_stays() -> None:

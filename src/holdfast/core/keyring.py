@@ -11,18 +11,26 @@ Invariants:
 
 from __future__ import annotations
 
+import base64
+import binascii
 import importlib
 import secrets
+from collections.abc import Mapping
 from typing import Any, Final
+
+from blake3 import blake3
 
 from holdfast.core.errors import CodecError, ConfigError
 
-__all__ = ["KeyRing"]
+__all__ = ["KeyRing", "ring_of"]
 
 KEY_BYTES: Final = 32
 KEY_ID_MAX: Final = 2**31
 """Key ids fit a signed column of four bytes, but for the last; they are counted, not drawn."""
+ROOT_NUMBER_MAX: Final = 255
+"""Numbers of the ledger's own keys are stored in one byte."""
 _NONCE_BYTES: Final = 24
+_PAYLOADS: Final = "holdfast durable v1 payload-key"
 
 
 class KeyRing:
@@ -56,6 +64,11 @@ class KeyRing:
         if self._current == self._previous:
             raise ConfigError("two keys of a key ring have the same number", "give every new key the next number")
         self._keys = dict(pair for pair in (previous, current) if pair is not None)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of its keys; the one that seals at first."""
+        return (self._current,) if self._previous is None else (self._current, self._previous)
 
     def __repr__(self) -> str:
         return f"KeyRing(current={self._current}, previous={self._previous})"
@@ -92,6 +105,40 @@ class KeyRing:
         except Exception as error:
             raise CodecError(f"sealed bytes do not open with key {key_id}", "restore them from a backup") from error
         return plain
+
+
+def ring_of(environ: Mapping[str, str]) -> KeyRing | None:
+    """Return the keys of the ledger: `HOLDFAST_KEY`, and `HOLDFAST_KEY_PREVIOUS` for what was sealed before.
+
+    Each is a number from 1 to 255, a colon, and 32 bytes in base64, from which the key is derived.
+
+    Args:
+        environ: The environment. Without `HOLDFAST_KEY` there are no keys.
+
+    Raises:
+        ConfigError: One of them is not of this kind, or PyNaCl is not installed.
+    """
+    found = [_root(name, environ[name]) for name in ("HOLDFAST_KEY", "HOLDFAST_KEY_PREVIOUS") if environ.get(name)]
+    if not environ.get("HOLDFAST_KEY"):
+        return None
+    return KeyRing(found[0], found[1] if len(found) > 1 else None)
+
+
+def _root(name: str, text: str) -> tuple[int, bytes]:
+    number, _, encoded = text.partition(":")
+    try:
+        root = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        root = b""
+    known = number.isascii() and number.isdigit() and 0 < int(number) <= ROOT_NUMBER_MAX
+    if not known or len(root) != KEY_BYTES:
+        raise ConfigError(
+            f"{name} is not NUMBER:BASE64",
+            f"write a number from 1 to {ROOT_NUMBER_MAX}, a colon, and {KEY_BYTES} random bytes in base64",
+            keys=(name,),
+        )
+    framed = len(root).to_bytes(4, "little") + root
+    return int(number), blake3(framed, derive_key_context=_PAYLOADS).digest()
 
 
 def _checked(pair: tuple[int, bytes]) -> int:

@@ -235,6 +235,14 @@ async def list_executions(  # noqa: PLR0913 - the filters of the contract, by ke
     return Page(items, encode_cursor("executions", [found[limit - 1].pk]) if more else None)
 
 
+async def under(engine: Holdfast, id: str, *, most: int) -> list[Execution]:
+    """Return the execution of an id, and those whose ids begin with it and a slash, as they were made."""
+    # Between `id/` and `id0`, which is what follows the slash, lies all that begins with it.
+    async with engine.database.read() as tx:
+        rows = await tx.all("executions.under", id=id, low=f"{id}/", high=f"{id}0", most=most)
+        return [await _execution(engine, tx, row) for row in rows]
+
+
 def _orphaned(engine: Holdfast, row: Row) -> bool:
     """Whether nobody alive has it and this process could not take it over."""
     from holdfast.execution.declare import registered
