@@ -17,7 +17,8 @@ LIMITS = {
 }  # fmt: skip
 
 CASES = {
-    "raw": "raw group commit, 64 in flight",
+    "raw": "raw group commit of the same bytes, 64 in flight",
+    "raw packed": "raw group commit of the rows that are stored, bodies compressed",
     "driver": "the bare driver, 64 in a commit",
     "receive": "taken in process, 64 in flight",
     "http": "taken over HTTP, 64 clients",

@@ -3,8 +3,8 @@
     python bench/sessions.py [--json] [--quick] [--write] [--only accept|load|derive|list|keep|peer]...
 
 Calls are sent to `holdfast serve`, a process of its own, by a client that is one too, and set against raw group commit
-of the same rows. Arize Phoenix is sent the same calls as spans. The results go to standard output as Markdown, progress
-to standard error. With `--json` the last line of the output is one object with the ratios and figures.
+of the same bytes. Arize Phoenix is sent the same calls as spans. The results go to standard output as Markdown,
+progress to standard error. With `--json` the last line of the output is one object with the ratios and figures.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from holdfast.cli.bench.trials import rate
 from holdfast.core.clock import SystemClock
 from holdfast.core.ids import uuid7_bytes
 from holdfast.sessions import Archive, SessionsConfig
+from holdfast.sessions.archive import Body
 from holdfast.sessions.config import Derive
 from holdfast.store import Database, open_database
 
@@ -104,19 +105,29 @@ class GroupCommit:
     They share commits as those of the archive do; nothing is read, hashed, packed or looked for secrets.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, rows: Sequence[dict[str, Any]]) -> None:
         self._database = database
-        self._rows: list[dict[str, Any]] = []
-        self._numbers = itertools.count()
-        self.seen = _Seen(database, self._rows)
+        self._rows = rows
 
     async def write(self) -> None:
-        number = next(self._numbers)
+        number = next(_numbers)
         row = self._rows[number % len(self._rows)]
         event_id = uuid7_bytes(self._database.clock.now())
         ids = {"event_id": event_id, "capture_id": f"raw-{number:010d}"}
         taken = await self._database.submit("raw_events.accept", **(row | ids))
         assert taken is not None
+
+
+_numbers = itertools.count()
+
+
+def as_posted(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose bodies are the bytes that were sent."""
+    found = dict(row)
+    for name in ("request", "response"):
+        found[name] = Body(row[name], row[f"{name}_storage"], b"", 0).data()
+        found[f"{name}_storage"] = "plain"
+    return found
 
 
 class _Seen:
@@ -135,18 +146,20 @@ class _Seen:
 
 
 async def accept(found: Found, ledgers: Ledgers, sizes: Sizes) -> None:
-    """Send calls to a server that derives nothing, and write the same rows without it, in turns."""
+    """Send calls to a server that derives nothing, and write the same bytes without it, in turns."""
     name, target = ledgers.name, ledgers.fresh()
     bodies = [calls.made(number) for number in range(10**8, 10**8 + sizes.crowd)]
     async with opened(ledgers.fresh()) as (_, archive), opened(ledgers.fresh()) as (bare, _):
-        raw = GroupCommit(bare)
-        seen = Archive(raw.seen, config=archive.config)  # type: ignore[arg-type]  # it does what a database does
+        rows: list[dict[str, Any]] = []
+        seen = Archive(_Seen(bare, rows), config=archive.config)  # type: ignore[arg-type]  # does what a database does
         for body in bodies[:IN_FLIGHT]:
             await seen.receive(body)
+        raw, packed = GroupCommit(bare, [as_posted(row) for row in rows]), GroupCommit(bare, rows)
         with serving(target, workers=0) as server:
             acknowledged = await asyncio.to_thread(_send, server, "made", sizes.alone, 8, 10**9)
             for each in range(sizes.rounds):
                 found.note(name, "raw", await rate(raw.write, sizes.crowd))
+                found.note(name, "raw packed", await rate(packed.write, sizes.crowd))
                 fresh = iter([body.replace(b'"made-', b'"%d-' % each) for body in bodies])
 
                 async def receive(fresh: Any = fresh) -> None:

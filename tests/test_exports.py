@@ -30,6 +30,7 @@ from holdfast.sessions.config import SessionsConfig
 REFERENCE = ROOT / "docs" / "reference"
 PUBLIC = (
     "holdfast", "holdfast.sync", "holdfast.testing", "holdfast.testing.key_contract",
+    "holdfast.testing.provider_contract",
     "holdfast.idempotency", "holdfast.idempotency.client", "holdfast.idempotency.errors",
     "holdfast.integrations.aiosqlite", "holdfast.integrations.apsw", "holdfast.integrations.asyncpg",
     "holdfast.integrations.fastapi", "holdfast.integrations.litestar", "holdfast.integrations.quart",

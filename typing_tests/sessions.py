@@ -21,6 +21,7 @@ from holdfast.sessions import (
     Branches,
     Call,
     CaptureConflict,
+    CapturedEvent,
     CardSource,
     ChainBroken,
     Classify,
@@ -36,6 +37,7 @@ from holdfast.sessions import (
     DiskFull,
     Duplicate,
     Envelope,
+    Event,
     Forbidden,
     Fork,
     GenaiPrices,
@@ -179,6 +181,8 @@ async def read(archive: Archive, session: SessionRef, payload: Payload) -> None:
         assert_type(turn.tokens, Tokens)
     assert_type(await archive.page(session), Page[Turn] | None)
     assert_type(await archive.moments(session), tuple[list[Moment], bool] | None)
+    assert_type(await archive.events(state="dead"), Page[Event])
+    assert_type(await archive.event("cap_"), CapturedEvent | None)
     assert_type(await archive.node("0" * 64), Node | None)
     assert_type(await archive.ancestry("0" * 64), Ancestry | None)
     assert_type(await archive.difference(session, "0" * 64, "1" * 64), Difference | None)

@@ -177,6 +177,17 @@ async def test_a_principal_has_so_many_claims_at_a_time(store: LocalStore, clock
         await it.held("k4", who="b")
 
 
+async def test_a_record_says_what_its_rule_means_by_a_lapse(store: LocalStore, clock: ManualClock) -> None:
+    cases = [
+        ("PUT", RouteRule(), "rerun"), ("PUT", RouteRule(irreversible=True), "ambiguous"),
+        ("POST", RouteRule(), "ambiguous"), ("POST", RouteRule(on_lapse="rerun"), "rerun"),
+    ]  # fmt: skip
+    async with desk(store, clock) as it:
+        for number, (method, rule, on_lapse) in enumerate(cases):
+            await it.held(f"order-{number}", method=method, rule=rule)
+            assert (await it.record(f"order-{number}", method=method, rule=rule)).on_lapse == on_lapse
+
+
 async def test_a_damaged_outcome_is_a_refusal(store: LocalStore, clock: ManualClock) -> None:
     async with desk(store, clock, cipher=None) as it:
         await it.guard.settle(await it.held(), CREATED)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -15,16 +16,17 @@ from tests.flow.captured import CARDS, archive, call, recording, rows
 from tests.unit.sessions_data import SHARED
 
 from holdfast.core.errors import Busy, Closed, Unavailable
+from holdfast.sessions import Attribution, Selector, instants
 from holdfast.sessions.archive.rows import read_session
 from holdfast.sessions.config import Derive, Retention, SessionsConfig
-from holdfast.sessions.errors import CaptureConflict, Forbidden, InvalidField, NotFound
+from holdfast.sessions.errors import CaptureConflict, Forbidden, InvalidField, NotFound, SessionError
 from holdfast.sessions.evidence import SessionRow
 from holdfast.sessions.facade import Archive
 from holdfast.sessions.ingest import store_error
 from holdfast.sessions.pricing import CardSource, PriceQuery, from_pusd
 from holdfast.sessions.values import LOCAL, Call, Cost, Duplicate, Principal, Refused, Stored
 from holdfast.store import Database
-from holdfast.testing import ManualClock
+from holdfast.testing import CrashingDatabase, ManualClock
 from holdfast.testing.store_contract import LocalStore
 
 OTHER = Principal(UUID(int=9), LOCAL.scopes)
@@ -235,6 +237,60 @@ async def test_orgs_do_not_meet(db: Database) -> None:
         assert row.turn_count == 1
 
 
+async def test_what_is_another_orgs_costs_what_is_nowhere_costs(db: Database) -> None:
+    """SX-102: who counts statements learns no more than who reads answers."""
+    theirs = archive(db)
+    await theirs.ingest(call("a"), principal=OTHER)
+    await drained(theirs)
+    [session] = (await theirs.list(principal=OTHER)).items
+    [turn] = [each async for each in theirs.turns(session.id, payload="full", principal=OTHER)]
+    assert turn.messages is not None
+    first, last = turn.messages[0].hash, turn.messages[-1].hash
+    event = turn.evidence[0].event_id
+    counted = CrashingDatabase(db)
+    books = archive(cast("Database", counted))
+    await books.ingest(call("b", "another text", session="b"))
+    await drained(books)
+
+    def nobody(shown: str) -> str:
+        return shown[:-8] + ("00000000" if shown[-8:] != "00000000" else "11111111")
+
+    async def answered(ask: Awaitable[object]) -> tuple[object, list[str]]:
+        counted.passed.clear()
+        try:
+            found: object = await ask
+        except SessionError as error:
+            found = error.code
+        return found, [*counted.passed]
+
+    asks: list[tuple[Callable[[str], Awaitable[object]], str]] = [
+        (books.get, session.id),
+        (books.page, session.id),
+        (books.moments, session.id),
+        (books.tree, session.id),
+        (books.branches, session.id),
+        (lambda id: books.difference(id, first, last), session.id),
+        (lambda id: books.get(("claude", id)), "s"),
+        (books.turn, turn.id),
+        (lambda id: books.turn(id, payload="full"), turn.id),
+        (lambda id: books.raw(id, "request"), turn.id),
+        (lambda id: books.raw(id, "response"), event),
+        (books.event, event),
+        (books.node, last),
+        (books.ancestry, last),
+        (lambda id: books.rename(id, "mine"), session.id),
+        (lambda id: books.delete(id, reason="mine"), session.id),
+        (books.rebuild, session.id),
+        (lambda id: books.replay([id]), event),
+        (lambda id: books.attribute(Selector(event_ids=(id,)), Attribution(thread_id="t"), reason="mine"), event),
+    ]
+    for at, (ask, id) in enumerate(asks):
+        found, statements = await answered(ask(id))
+        assert (found, statements) == await answered(ask(nobody(id))), at
+        assert statements, at
+    assert await theirs.get(session.id, principal=OTHER) == session
+
+
 class Touchy:
     """Prices, of which the source fails about calls that begin with a word, until it is mended."""
 
@@ -271,6 +327,41 @@ async def test_an_event_that_fails_delays_no_other_and_is_set_aside_in_the_end(s
         row = await folded(db, ("claude", "s"))
         assert row is not None
         assert row.turn_count == 2
+
+
+async def test_a_clock_that_steps_back_changes_no_order_and_lets_nobody_wait_longer(store: LocalStore) -> None:
+    """SX-188: the time of a call is its sender's, that of a retry the ledger's."""
+    clock, prices = ManualClock(), Touchy()
+    noon = instants.moment(clock.now())
+    async with store.opened(clock=clock) as db:
+        books = archive(db, prices=prices, config=SessionsConfig(derive=Derive(attempts_max=9, backoff_ms=1000)))
+
+        async def take(name: str, minute: int, model: bytes = b"claude-sonnet-4-6") -> None:
+            given = call(name, captured_at=noon - timedelta(hours=3) + timedelta(minutes=minute))
+            told = (given.response or b"").replace(b"claude-sonnet-4-6", model)
+            assert isinstance(await books.ingest(replace(given, response=told)), Stored)
+
+        await take("a", 2, b"poison")
+        assert (await books.derive()).pending == 1
+        clock.set(noon - timedelta(hours=1))  # the event was told to wait for an instant an hour away now
+        await take("b", 1)
+        prices.mended = True
+        assert (await books.derive()).derived == 2
+        await take("c", 3)
+        prices.mended = False
+        await take("d", 4, b"poison")
+        assert (await books.derive()).pending == 1
+        clock.set(noon - timedelta(hours=1, minutes=4))
+        prices.mended = True
+        assert (await books.derive()).derived == 0
+        clock.advance(timedelta(minutes=4, seconds=1))
+        assert (await books.derive()).derived == 1
+        assert [each.capture_id for each in (await books.events()).items] == ["a", "b", "c", "d"]
+        [session] = (await books.list()).items
+        shown = [turn async for turn in books.turns(session.id)]
+        assert [turn.evidence[0].capture_id for turn in shown] == ["b", "a", "c", "d"]
+        assert (session.started_at, session.last_seen_at) == (shown[0].captured_at, shown[-1].captured_at)
+        assert await books.verify() == []
 
 
 def read(folder: Path) -> bytes:

@@ -45,7 +45,7 @@ async def test_a_transaction_that_meets_another_is_run_again(db: Database, failu
         report = await archive(meeting).derive()
         assert len(meeting.passed) > boundary, "it went on"
         assert (report.derived, report.dead, report.pending) == (1, 0, 0)
-    listed = await books.events()
+    listed = (await books.events()).items
     assert [(each.state, each.attempts) for each in listed] == [("derived", 0)] * 3
     assert [each.turn_count for each in (await books.list()).items] == [1, 1, 1]
     assert await books.verify() == []

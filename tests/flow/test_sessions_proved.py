@@ -37,6 +37,9 @@ BREAKS = [
     ("fold", "UPDATE session_sessions SET auth_subject = 'another'"),
     ("changes", "UPDATE session_changes SET row_hash = {x:00}"),
     ("lag", "UPDATE session_raw_events SET derive_state = 'pending', received_at = 0"),
+    ("unreadable", "UPDATE session_raw_events SET envelope = {x:00}"),
+    ("unreadable", "UPDATE session_turn_evidence SET facts = {x:00}"),
+    ("unreadable", "UPDATE session_sessions SET fold = {x:01}"),
 ]
 """What breaks each promise; each is done to an org of its own."""
 

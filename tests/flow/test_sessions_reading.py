@@ -107,4 +107,4 @@ async def test_what_is_not_there_is_not_there(db: Database) -> None:
     for asked in (books.list(principal=nobody), books.stats(principal=nobody), books.events(principal=nobody)):
         with pytest.raises(Forbidden):
             await asked
-    assert [(each.state, each.capture_id) for each in await books.events()] == [("derived", "a")]
+    assert [(each.state, each.capture_id) for each in (await books.events()).items] == [("derived", "a")]

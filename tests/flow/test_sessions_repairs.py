@@ -16,7 +16,7 @@ import pytest
 from tests.flow.captured import AT, CARDS, archive, call, recording
 from tests.unit.sessions_data import SHARED
 
-from holdfast.sessions import Attribution, AttributionReport, Selector, TurnFilters, instants
+from holdfast.sessions import Attribution, AttributionReport, Selector, SessionFilters, TurnFilters, instants
 from holdfast.sessions.archive import rebuilds, repricing
 from holdfast.sessions.config import Derive, Prices, SessionsConfig
 from holdfast.sessions.errors import AttributionRefused, Forbidden, InvalidField, NoPriceSource, NotFound
@@ -416,6 +416,29 @@ async def test_everything_is_derived_anew_beside_live_capture_and_readers(db: Da
     await sound(books)
 
 
+async def test_a_session_keeps_its_id_whatever_is_derived_anew(db: Database) -> None:
+    """SX-24: one that a harness names, a group that nobody named, and a parent that nobody has seen."""
+    books = archive(db)
+    kid = replace(
+        call("kid"), session=Envelope(harness_id="claude", harness_session_id="kid", parent_harness_session_id="nobody")
+    )
+    await captured(books, call("a"), kid, chat("g", ["hi"]))
+    filters = SessionFilters(include_placeholders=True)
+
+    async def ids() -> dict[tuple[str, str], str]:
+        return {(each.harness_id, each.harness_session_id): each.id for each in (await books.list(filters)).items}
+
+    before = await ids()
+    assert len(before) == 4
+    assert (await books.rebuild()).derived == 3
+    assert await ids() == before
+    for each in before.values():
+        await books.rebuild(each)
+    assert await ids() == before
+    assert (await books.rebuild(("claude", "s"))).derived == 1
+    assert {key: found.id for key in before if (found := await books.get(key)) is not None} == before
+
+
 BROKEN = {
     "counters": "UPDATE session_sessions SET turn_count = turn_count + 1, cost_pusd = 1",
     "turns": "UPDATE session_turns SET status = 'failed', input = 99, thread_id = 'no'",
@@ -475,10 +498,10 @@ async def test_an_event_that_cannot_be_derived_anew_keeps_its_turn_and_is_set_as
     assert (report.derived, report.pending) == (1, 1)
     assert (await keys(books)) == {("claude", "s"): 2}
     assert (await poison.derive()).dead == 1
-    [dead] = await books.events(state="dead")
+    [dead] = (await books.events(state="dead")).items
     assert dead.reason == "PoisonError"
     assert (await books.replay()).derived == 1
-    assert await books.events(state="dead") == []
+    assert (await books.events(state="dead")).items == ()
     await sound(books)
 
 
@@ -511,7 +534,7 @@ async def test_one_event_that_nobody_can_read_is_tried_again_and_none_that_is_no
     assert await keys(books) == {("claude", "s"): 1}
     with pytest.raises(NotFound):
         await books.replay([stored.event_id, "cap_" + "0" * 32])
-    assert [each.state for each in await books.events()] == ["dead", "derived"]
+    assert [each.state for each in (await books.events()).items] == ["dead", "derived"]
     assert (await books.replay([stored.event_id, stored.event_id])).dead == 1
     healed = archive(db)
     assert (await healed.replay([stored.event_id])).derived == 1

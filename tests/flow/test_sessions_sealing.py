@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
+import apsw
 import pytest
 from tests.flow.captured import CARDS, archive, call, recording, rows, secrets
 from tests.flow.commandline import ask, tell
@@ -22,7 +26,7 @@ from holdfast.sessions.config import Prices, SessionsConfig
 from holdfast.sessions.facade import Archive
 from holdfast.sessions.resealing import KeyCount, count_keys, reseal
 from holdfast.sessions.sealing import SealedDatabase
-from holdfast.sessions.values import LOCAL, Call, Stored
+from holdfast.sessions.values import LOCAL, Call, Principal, Stored
 from holdfast.store import Database
 from holdfast.testing.store_contract import LocalStore
 
@@ -57,9 +61,12 @@ async def counts(database: Database) -> dict[int, int]:
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgres"])
 def test_every_statement_names_the_rows_whose_values_it_carries(dialect: Literal["sqlite", "postgres"]) -> None:
-    found = sealing.unnamed(dialect)
-    assert len(found) > 40
-    assert {name: missing for name, missing in found.items() if missing} == {}
+    plans = sealing._plans(dialect)
+    assert len(plans) > 40
+    for name, plan in plans.items():
+        known = {*plan.statement.params, *plan.statement.columns}
+        for column in (*plan.params, *plan.columns):
+            assert {"org", *sealing.COLUMNS[column]} <= known, (name, column)
 
 
 @SHARED
@@ -149,9 +156,39 @@ async def test_a_key_that_is_missing_is_nothing_that_an_event_did(db: Database) 
     for ring in ((), (SECOND,)):
         with pytest.raises(ConfigError, match="key 1"):
             await books(db, *ring).derive()
-    [event] = await sealed.events()
+    [event] = (await sealed.events()).items
     assert (event.state, event.attempts) == ("pending", 0)
     assert (await sealed.derive()).derived == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("raw_events", "envelope"),
+        ("raw_events", "request"),
+        ("raw_events", "response"),
+        ("turn_evidence", "facts"),
+        ("nodes", "content"),
+        ("parts", "content"),
+        ("sessions", "fold"),
+    ],
+)
+async def test_what_does_not_open_is_found_by_who_verifies(tmp_path: Path, table: str, column: str) -> None:
+    """The row is named, and the rows of another org are looked at all the same."""
+    other = Principal(UUID(int=7), LOCAL.scopes)
+    async with LocalStore(str(tmp_path / "ledger.db"), tmp_path / "owners").opened() as database:
+        sealed = books(database, FIRST)
+        asked = {"model": "m", "tools": [{"name": "x" * 9000}], "messages": [{"role": "user", "content": "hi"}]}
+        await take(sealed, call("a"), replace(call("b"), request=json.dumps(asked).encode()))
+        await sealed.ingest(call("b"), principal=other)
+        await sealed.derive()
+        with closing(apsw.Connection(str(tmp_path / "ledger.db"))) as connection:
+            cut = "UPDATE session_TABLE SET COLUMN = CAST(substr(COLUMN, 1, 20) || x'00' AS BLOB) WHERE org = ?"
+            connection.execute(cut.replace("TABLE", table).replace("COLUMN", column), (LOCAL.org_id.bytes,))
+        [found] = await sealed.verify()
+        assert (found.org_id, found.table, found.code) == (str(LOCAL.org_id), f"session_{table}", "unreadable")
+        assert found.row
+        assert await sealed.verify(principal=other) == []
 
 
 async def test_a_value_opens_in_its_own_place_only(ledger: str, tmp_path: Path) -> None:
@@ -201,9 +238,12 @@ def test_the_command_counts_and_changes_keys(
     assert "HOLDFAST_KEY" in ask("crypto", "rotate", *place).err
     monkeypatch.setenv("HOLDFAST_KEY", f"7:{base64.b64encode(bytes(32)).decode()}")
     assert {each["key_id"] for each in tell("crypto", "status", *place)["items"]} == {0}
+    hashes = [("verify", "--slice", "sessions", "--projection-hash"), ("sessions", "verify", "--projection-hash")]
+    before = [tell(*each, *place) for each in hashes]
     assert ask("crypto", "rotate", *place).out.endswith("rows sealed anew\n")
     assert {each["key_id"] for each in tell("crypto", "status", *place)["items"]} == {7}
     assert ask("verify", "--slice", "sessions", *place).code == 0
+    assert [tell(*each, *place) for each in hashes] == before
     assert tell("sessions", "list", *place)["items"][0]["turn_count"] == 1
     assert tell("crypto", "rotate", *place) == {"resealed": 0}
     monkeypatch.delenv("HOLDFAST_KEY")

@@ -22,7 +22,7 @@ from holdfast.core.errors import StoreError
 from holdfast.sessions import archive as records
 from holdfast.sessions import registry
 from holdfast.sessions.derivation import Derived
-from holdfast.sessions.values import Call, Facts, Message, Stored, Upstream
+from holdfast.sessions.values import LOCAL, Call, Facts, Message, Stored, Upstream
 from holdfast.store.database import Database, Row, Tx
 from holdfast.testing import ManualClock
 
@@ -208,14 +208,14 @@ async def test_what_nobody_could_read_is_read_once_somebody_can(db: Database, in
     assert (stored.state, stored.reason, stored.derived) == ("stored_unparsed", "unknown_provider", False)
     async with archive(db) as books:  # nothing is new: it is not tried again
         assert await books.turn(stored.turn_id) is None
-        assert [each.state for each in await books.events(state="unparsed")] == ["unparsed"]
+        assert [each.state for each in (await books.events(state="unparsed")).items] == ["unparsed"]
     installed()
     async with archive(db) as books:
         await books.ingest(call("late", provider="acme"), wait=timedelta(seconds=20))
         turn = await books.turn(stored.turn_id)
         assert turn is not None
         assert (turn.provider, turn.model) == ("acme", "m")
-        assert await books.events(state="unparsed") == []
+        assert (await books.events(state="unparsed")).items == ()
 
 
 async def test_large_bodies_are_read_off_the_loop(db: Database, installed: Callable[[], None]) -> None:
@@ -277,7 +277,8 @@ async def test_a_call_of_which_only_the_metadata_is_kept_costs_what_its_model_co
     assert (str(known.cost.usd), known.cost.state, known.chain_length) == ("0.004500000000", "priced", 0)
     assert (turns["whook"].cost.usd, turns["whook"].cost.state) == (None, "unpriced")
     async with db.read() as tx:
-        [event_] = [each for each in await records.list_events(tx, None) if each.capture_id == "m"]
-        loaded = await records.load(tx, event_.org, event_.event_id)
+        known = await records.recorded(tx, LOCAL.org_id, "m")
+        assert known is not None
+        loaded = await records.load(tx, LOCAL.org_id, known.event_id)
     assert loaded is not None
     assert (loaded.request, b"psst" in loaded.told, b"secret" in loaded.told) == (None, False, False)

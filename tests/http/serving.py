@@ -77,7 +77,10 @@ class Served:
 
 
 async def _uvicorn(served: Served) -> None:
-    settings = uvicorn.Config(served.app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    # httptools, where uvicorn finds it, makes headers of trailers that come with the head.
+    settings = uvicorn.Config(
+        served.app, http="h11", log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(settings)
 
     def stop() -> None:

@@ -26,7 +26,7 @@ def asked(module_ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with server(module_ledger, secret_file=secret) as at:
         forked = {"harness_id": "claude-code", "harness_session_id": "c", "parent_harness_session_id": "a"}
         with httpx.Client(base_url=at.client.base_url, headers={"x-api-key": key}) as client:
-            for each in (call("a"), call("b", agent_name="helper"), call("c", session=forked)):
+            for each in (call("a"), call("b", agent_name="helper", thread_id="side"), call("c", session=forked)):
                 assert post(client, each, **WAIT)[0] == 202
         yield "--url", f"http://127.0.0.1:{at.port}", "--access-key", key
 
@@ -37,6 +37,7 @@ def asked(module_ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("list", "--agent", "helper"),
         ("list", "--parent-state", "resolved", "--since", "2026-11-21T11:00:00Z"),
         ("list", "--sort", "started", "--thread", ""),
+        ("list", "--thread", "side"),
         ("show", "claude-code/a", "--turns", "--tree"),
         ("stats", "--by", "session"),
     ],

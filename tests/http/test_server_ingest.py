@@ -77,7 +77,7 @@ def test_the_short_way_answers_as_the_framework_does(at: Server) -> None:
     """With a slash at its end a path goes the long way, to the same route."""
     json_type = {"content-type": "application/json"}
     body = json.dumps(call("short-or-long"))
-    assert at.client.post("/v1/ingest", content=body, headers=json_type).status_code == 202
+    assert at.client.post("/v1/ingest", content=body, headers={**json_type, "prefer": "wait=10"}).status_code == 202
     for content, headers, status in (
         (body, json_type, 200),
         (body, json_type | {"idempotency-key": "another"}, 400),

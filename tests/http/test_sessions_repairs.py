@@ -111,10 +111,11 @@ def test_a_price_holds_until_somebody_prices_again(org: Org, module_ledger: str,
 
 
 def test_deriving_anew_disturbs_nobody(org: Org) -> None:
-    """SA-52, SX-163: beside calls that come in and readers that look; it ends like one that saw all at once."""
+    """SA-52, SX-163, SX-24: beside calls that come in and readers that look; it ends like one that saw all at once."""
     first = [event(f"a{at}", at, session=named(f"s{at % 3}")) for at in range(30)]
     more = [event(f"b{at}", 100 + at, session=named(f"s{at % 3}")) for at in range(30)]
     org.batch(*first)
+    ids = {key: each["id"] for key, each in org.sessions().items()}
     seen: list[list[int]] = []
 
     def read() -> None:
@@ -131,6 +132,7 @@ def test_deriving_anew_disturbs_nobody(org: Org) -> None:
     assert rebuilt.result()["derived"] >= 30
     assert all(len(counts) == 3 and min(counts) >= 10 for counts in seen), "there is never less than there was"
     assert seen[-1] == [20, 20, 20]
+    assert {key: each["id"] for key, each in org.sessions().items()} == ids
     fresh = join(org.at)
     fresh.batch(*first, *more)
     assert org.projection() == fresh.projection()

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 from tests.store.sessions_ledger import (
     NOON,
@@ -28,7 +29,8 @@ from tests.store.sessions_ledger import (
 from tests.unit.sessions_data import SHARED
 
 from holdfast.sessions import archive, identity
-from holdfast.sessions.archive import reading
+from holdfast.sessions.archive import changing, reading
+from holdfast.sessions.derivation import Derived
 from holdfast.sessions.machine import Conflict, Dead, Gone, Proceed, Replay, Retry
 from holdfast.sessions.values import Call
 from holdfast.sessions.verify import verify
@@ -153,6 +155,27 @@ async def test_an_event_is_taken_once_and_its_other_content_is_refused(db: Datab
         assert (known.turn_id, known.session_id, known.state) == (found.turn_id, found.session_id, "derived")
 
 
+@pytest.mark.parametrize("name", ["join_key", "message_id"])
+async def test_an_event_that_is_read_anew_and_says_another_name_leaves_those_of_the_old_one(
+    db: Database, name: str
+) -> None:
+    """What was found under the new name says nothing about the old one."""
+    loose = {"rank": 2, "source": "transcript"} | ({"message_id": ""} if name == "join_key" else {})
+
+    def read(loaded: archive.Loaded, **more: object) -> Derived:
+        found = said(loaded)
+        assert found.evidence is not None
+        own = loose if loaded.capture_id == "c2" else more
+        return dataclasses.replace(found, evidence=msgspec.structs.replace(found.evidence, **own))
+
+    events = [event(call("hi"), each, NOON) for each in ("c1", "c2")]
+    await told(db, events, read=read)
+    assert [each.turn_count for each in (await sessions(db)).values()] == [1]
+    await fold(db, events[0].event_id, read=lambda loaded: read(loaded, **{name: "another"}))
+    assert [each.turn_count for each in (await sessions(db)).values()] == [2]
+    await check(db)
+
+
 async def test_billed_calls_of_equal_content_are_two_turns_with_one_chain(db: Database) -> None:
     """SA-5."""
     await told(db, [event(call("hi", message_id=each), each, NOON) for each in ("m1", "m2")])
@@ -187,7 +210,8 @@ async def test_an_event_that_fails_waits_and_then_is_set_aside(db: Database) -> 
         assert (due.attempts, due.org) == (1, ORG)
         assert await archive.fail(tx, ORG, one.event_id, outcome=Dead(2), error="worse")
         assert not await archive.fail(tx, ORG, one.event_id, outcome=Dead(3), error="worse")
-        [dead] = await archive.list_events(tx, ORG, state="dead")
+        page = await reading.page_events(tx, ORG, state="dead", secret=b"", limit=1, cursor="")
+        [dead] = page.items
         assert (dead.reason, dead.attempts) == ("worse", 2)
         assert await archive.replay(tx, None) == [one.event_id]
     assert isinstance(await fold(db, one.event_id), archive.Folded)
@@ -299,3 +323,56 @@ async def test_an_event_of_a_deleted_session_is_not_taken(db: Database) -> None:
 
 def ids(shown: str) -> bytes:
     return bytes.fromhex(shown.partition("_")[2])
+
+
+async def test_hashes_by_other_rules_outlive_what_is_derived_anew_and_go_with_their_session(db: Database) -> None:
+    """SX-42: both versions have nodes of their own, also where a hash is the same."""
+
+    def before(loaded: archive.Loaded) -> Derived:
+        """Say what an event says by the rules of another time, by which the first message had the same hash."""
+        found = said(loaded)
+        assert found.evidence is not None
+        [first, *rest] = found.nodes
+        other = {node.hash: node.hash[::-1] for node in rest} | {first.hash: first.hash}
+        chain = [first, *(dataclasses.replace(node, hash=other[node.hash], parent=other[node.parent]) for node in rest)]
+        names = ("head_hash", "response_hash")
+        hashes = {name: other[getattr(found.evidence.says, name)] for name in names}
+        says = msgspec.structs.replace(found.evidence.says, hash_version=0, **hashes)
+        return dataclasses.replace(found, nodes=chain, evidence=msgspec.structs.replace(found.evidence, says=says))
+
+    async def chain(turn: bytes) -> list[tuple[int, str]]:
+        async with db.read() as tx:
+            return [(each.hash_version, each.hash) for each in await reading.load_chain(tx, ORG, turn)]
+
+    one, two = (
+        event(Call("anthropic", ask(*words), answer("ok", words[-1]), session=session("s")), words[-1], NOON)
+        for words in (("hi",), ("hi", "ok", "more"))
+    )
+    await take(db, [one, two])
+    for each in (one, two):
+        await fold(db, each.event_id, read=before)
+    old = await chain(two.event_id)
+    await fold(db, one.event_id)  # the other is derived anew later
+    assert await chain(two.event_id) == old
+    await check(db)
+    await fold(db, two.event_id)
+    new = await chain(two.event_id)
+    assert ({version for version, _ in old}, {version for version, _ in new}) == ({0}, {1})
+    assert (old[0][1], len(old), len(new)) == (new[0][1], 4, 4)
+    async with db.read() as tx:
+        for version, hashed in [*old, *new]:
+            node = await reading.get_node(tx, ORG, bytes.fromhex(hashed), version=version)
+            assert node is not None
+            assert len(node.sessions) == 1
+            above = await reading.ancestry(tx, ORG, bytes.fromhex(hashed), depth=9, version=version)
+            assert above is not None
+            assert above.missing_parent is None
+    await check(db)
+    [found] = (await sessions(db)).values()
+    shown = identity.parse_id("ses", found.id)
+    assert shown is not None
+    how = {"actor": "x", "reason": "x", "read": said, "mint": mint, "terms": TERMS}
+    assert await changing.delete(db, ORG, shown, **how) is not None
+    async with db.read() as tx:
+        assert await tx.all("nodes.scan", org=ORG.bytes, after_hash_version=-1, after_hash=b"", limit=9) == []
+    await check(db)

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import ConfigError
-from holdfast.idempotency import fingerprint as fingerprints
+from holdfast.idempotency import request
 from holdfast.idempotency.errors import RecordUnreadable, RequestInvalid
 from holdfast.idempotency.fingerprint import (
     Hasher,
     Recipe,
-    Recipes,
     RequestParts,
     canonical_json,
     content_type,
@@ -27,6 +26,7 @@ from holdfast.idempotency.fingerprint import (
     parts_of,
 )
 from holdfast.idempotency.identity import lp
+from holdfast.idempotency.request import Recipes
 from holdfast.idempotency.rules import IdempotencyConfig, RouteRule
 
 PUBLISHED = RequestParts(
@@ -209,7 +209,7 @@ def test_recipes_that_hold_what_may_be_secret_or_long_are_not_remembered(monkeyp
     long = scope | {"query_string": b"x" * 1000}
     assert recipes.find(long, [], [], RouteRule()) is not recipes.find(long, [], [], RouteRule())
     assert recipes.find(scope, [], [], RouteRule(body=lambda parts: parts.body)).form == "custom"
-    monkeypatch.setattr(fingerprints, "USUAL_MAX", 1)
+    monkeypatch.setattr(request, "USUAL_MAX", 1)
     first = recipes.find(scope, [], [], RouteRule())
     recipes.find(scope | {"method": "PATCH"}, [], [], RouteRule())
     assert recipes.find(scope, [], [], RouteRule()) is not first

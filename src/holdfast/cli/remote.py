@@ -40,7 +40,7 @@ __all__ = ["Remote"]
 T = TypeVar("T")
 PAGE = 200
 TIMEOUT_S = 60
-NOT_FOUND = 404
+NOT_FOUND = "sessions.not_found"
 
 
 @dataclass
@@ -158,14 +158,16 @@ class Remote:
             raise no_session()
         path = f"/v1/sessions/{found.id}"
         query = {"reason": reason, "dry_run": "true"}
-        report = _read(await self._asked("DELETE", path, query), DeleteReport)
-        if not dry_run:
+        report = await self._asked("DELETE", path, query)  # a server says what goes only before it does
+        if not dry_run and report is not None:
             await self._asked("DELETE", path, {"reason": reason})
-        return report
+        if report is None:
+            raise no_session()
+        return self._read(report, DeleteReport)
 
     async def _one(self, path: str, kind: type[T]) -> T | None:
         data = await self._asked("GET", path, {})
-        return None if data is None else _read(data, kind)
+        return None if data is None else self._read(data, kind)
 
     async def _items(
         self, path: str, kind: type[T], query: Mapping[str, object]
@@ -173,16 +175,19 @@ class Remote:
         import msgspec
 
         listed = msgspec.defstruct("listed", [("items", builtins.list[kind]), ("next", str | None)])  # type: ignore[valid-type]  # made for this kind
-        found: Any = _read(await self._asked("GET", path, query), listed)
+        data = await self._asked("GET", path, query)
+        if data is None:
+            return [], None
+        found: Any = self._read(data, listed)
         return found.items, found.next
 
     async def _asked(self, method: str, path: str, query: Mapping[str, object]) -> bytes | None:
-        params = {name: _written(value) for name, value in query.items() if value is not None and value != ""}
+        params = {name: _written(value) for name, value in query.items() if value is not None}
         answer = await self._sent(self._client.build_request(method, path, params=params))
         return None if answer is None else await answer.aread()
 
     async def _sent(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response | None:
-        """Send a request; return the answer, or None where there is no such thing.
+        """Send a request; return the answer, or None where what is asked for is not there.
 
         Raises:
             Unavailable: There is no such server.
@@ -193,32 +198,42 @@ class Remote:
         try:
             answer = await self._client.send(request, stream=stream)
         except httpx.TransportError as error:
-            raise Unavailable(f"{self.url} does not answer: {type(error).__name__}", "is the server running?") from None
+            raise Unavailable(
+                f"{self._place} does not answer: {type(error).__name__}", "start it with holdfast serve, or check --url"
+            ) from None
         if answer.is_success:
             return answer
-        if answer.status_code == NOT_FOUND:
+        refusal = self._refused(answer.status_code, await answer.aread())
+        if refusal.code == NOT_FOUND:
             return None
-        raise _refused(answer, await answer.aread())
+        raise refusal
 
+    def _refused(self, status: int, data: bytes) -> HoldfastError:
+        """Return what a problem document says as the error that it was; another one comes from no server of ours."""
+        import msgspec
 
-def _refused(answer: httpx.Response, data: bytes) -> HoldfastError:
-    """Return what a problem document says as the error that it was; another one comes from no server of ours."""
-    import msgspec
+        try:
+            problem = msgspec.json.decode(data, type=dict[str, Any])
+            code = str(problem["type"]).removeprefix("urn:holdfast:").replace(":", ".")
+            return CodedError(str(problem["detail"]), str(problem.get("hint", "")), code=code)
+        except (msgspec.MsgspecError, KeyError):
+            return self._stranger(f"answered {status}")
 
-    try:
-        problem = msgspec.json.decode(data, type=dict[str, Any])
-        code = str(problem["type"]).removeprefix("urn:holdfast:").replace(":", ".")
-        return CodedError(str(problem["detail"]), str(problem.get("hint", "")), code=code)
-    except (msgspec.MsgspecError, KeyError):
-        return Unavailable(
-            f"{answer.url.host} answered {answer.status_code}, and not as `holdfast serve` does", "check --url"
-        )
+    def _read(self, data: bytes, kind: type[T]) -> T:
+        import msgspec
 
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.MsgspecError:
+            raise self._stranger("answered something else") from None
 
-def _read(data: bytes | None, kind: type[T]) -> T:
-    import msgspec
+    def _stranger(self, what: str) -> Unavailable:
+        return Unavailable(f"{self._place} {what}, and not as `holdfast serve` does", "check --url")
 
-    return msgspec.json.decode(data or b"", type=kind)
+    @property
+    def _place(self) -> str:
+        """The server, without what the URL may say of who asks."""
+        return self._client.base_url.netloc.decode()
 
 
 def _segment(text: str) -> str:

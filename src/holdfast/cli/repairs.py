@@ -6,7 +6,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,6 @@ from holdfast.cli.archives import (
     at,
     change,
     look,
-    missing,
     money,
     ref_of,
     show_json,
@@ -28,7 +27,20 @@ from holdfast.cli.ledger import JsonOption, Place, placed, served
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from holdfast.sessions import Archive, AttributionReport, Principal, SessionTotals
+    from holdfast.sessions import (
+        Archive,
+        Attributed,
+        AttributionReport,
+        DeleteReport,
+        DeriveReport,
+        Event,
+        PackReport,
+        Page,
+        Principal,
+        RepriceReport,
+        Session,
+        SessionTotals,
+    )
 
 __all__ = ["COMMANDS", "replay"]
 
@@ -54,7 +66,7 @@ def delete(
 
     ref = ref_of(session)
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> DeleteReport:
         return await books.delete(ref, reason=reason, dry_run=not yes, principal=who)
 
     found = change(place, org, work)
@@ -68,9 +80,14 @@ def delete(
 
 
 @placed
-def undelete_key(place: Place, session: SessionArgument, *, org: OrgOption = None) -> None:
-    """Let calls of a deleted session be taken again; what was deleted stays so. SESSION is HARNESS/SESSION_ID."""
-    from holdfast.cli.render import line
+def undelete_key(
+    place: Place,
+    session: Annotated[str, typer.Argument(metavar="HARNESS/SESSION_ID", help="Its key.", show_default=False)],
+    *,
+    org: OrgOption = None,
+) -> None:
+    """Let calls of a deleted session be taken again; what was deleted stays so."""
+    from holdfast.cli.render import complain, line
 
     ref = ref_of(session)
     if isinstance(ref, str):
@@ -81,7 +98,8 @@ def undelete_key(place: Place, session: SessionArgument, *, org: OrgOption = Non
         return await books.undelete_key(key, principal=who)
 
     if not change(place, org, work):
-        raise missing(session)
+        complain(f"{session} was not deleted", "its calls are taken as they are")
+        raise typer.Exit(1)
     line(f"{session} may be captured again")
 
 
@@ -96,7 +114,7 @@ def pack(
     """Keep requests that have lain for a while by how they differ from one another."""
     from holdfast.cli.render import counted, line
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> PackReport:
         return await books.pack(dry_run=not yes, principal=who)
 
     found = change(place, org, work)
@@ -196,7 +214,7 @@ def attributions(place: Place, *, org: OrgOption = None, as_json: JsonOption = F
     from holdfast.cli.render import Column, instant, json_text, table
     from holdfast.sessions.views import document
 
-    async def read(books: Archive, who: Principal) -> Any:
+    async def read(books: Archive, who: Principal) -> list[Attributed]:
         return await books.attributions(principal=who)
 
     found = look(place, org, read)
@@ -272,7 +290,7 @@ def reprice(  # noqa: PLR0913 - a command's options are its parameters
         session=None if session is None else ref_of(session), model=model, since=at(since), until=at(until)
     )
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> RepriceReport:
         return await books.reprice(filters, reason=reason, dry_run=not yes, principal=who)
 
     found = change(place, org, work)
@@ -307,7 +325,7 @@ def rebuild(
 
     ref = None if session is None else ref_of(session)
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> DeriveReport:
         return await books.rebuild(ref, dry_run=not yes, principal=who)
 
     found = change(place, org, work)
@@ -334,7 +352,7 @@ def replay(
     if bool(events) == every:
         raise typer.BadParameter("name events, or say --all")
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> DeriveReport:
         return await books.replay(events or (), principal=who)
 
     found = change(place, org, work)
@@ -346,7 +364,7 @@ def replay(
         raise typer.Exit(1)
 
 
-def _derived(report: Any) -> str:
+def _derived(report: DeriveReport) -> str:
     counts = [f"{getattr(report, name):,} {name}" for name in ("derived", "unparsed", "refused", "dead", "pending")]
     return ", ".join(counts)
 
@@ -355,33 +373,33 @@ def _derived(report: Any) -> str:
 def dead(
     place: Place,
     *,
-    limit: Annotated[int, typer.Option("--limit", help="How many.", min=1, max=1000)] = 50,
+    limit: Annotated[int, typer.Option("--limit", help="How many.", min=1, max=200)] = 50,
+    cursor: Annotated[str, typer.Option("--cursor", help="Where the page before ended.", show_default=False)] = "",
     org: OrgOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List events that were tried as often as they may be, and are set aside."""
-    from holdfast.cli.render import Column, instant, table
-    from holdfast.sessions.identity import shown_id
-    from holdfast.sessions.instants import moment
+    from holdfast.cli.render import Column, instant, line, table
 
-    async def read(books: Archive, who: Principal) -> Any:
-        return await books.events(state="dead", limit=limit, principal=who)
+    async def read(books: Archive, who: Principal) -> Page[Event]:
+        return await books.events(state="dead", limit=limit, cursor=cursor, principal=who)
 
-    items = [
-        {
-            "event_id": shown_id("cap", each.event_id), "capture_id": each.capture_id, "provider": each.provider,
-            "captured_at": moment(each.captured_at), "attempts": each.attempts, "reason": each.reason,
-        }
-        for each in look(place, org, read)
-    ]  # fmt: skip
+    page = look(place, org, read)
     if as_json:
-        show_json({"items": items})
+        show_json(page)
         return
-    names = ("event_id", "provider", "attempts", "reason", "captured_at")
     table(
-        [Column(name.upper(), keep=name == "event_id", minor=name == "captured_at") for name in names],
-        [[instant(row[name]) if name == "captured_at" else str(row[name]) for name in names] for row in items],
-    )
+        [
+            Column("EVENT_ID", keep=True), Column("PROVIDER"), Column("ATTEMPTS"), Column("REASON"),
+            Column("CAPTURED_AT", minor=True),
+        ],
+        [
+            [each.event_id, each.provider, str(each.attempts), each.reason or "", instant(each.captured_at)]
+            for each in page.items
+        ],
+    )  # fmt: skip
+    if page.next is not None:
+        line(f"more: --cursor {page.next}")
 
 
 # --- names --------------------------------------------------------------------------------------------
@@ -401,7 +419,7 @@ def rename(
 
     ref = ref_of(session)
 
-    async def work(books: Archive, who: Principal) -> Any:
+    async def work(books: Archive, who: Principal) -> Session:
         return await books.rename(ref, name or None, principal=who)
 
     found = change(place, org, work)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from holdfast.sessions import Archive, Page, Principal, Session, StatsRow, Tree, Turn
-    from holdfast.sessions.parents import ParentState
     from holdfast.sessions.views import Tokens, TotalTokens
 
 __all__ = ["commands"]
@@ -89,8 +88,10 @@ def list_sessions(  # noqa: PLR0913 - a command's options are its parameters
 ) -> None:
     """List sessions, those seen last first."""
     from holdfast.sessions import SessionFilters
+    from holdfast.sessions.parents import ParentState
 
-    cost, state = _amount(min_cost), _state(parent_state)
+    cost = _amount(min_cost)
+    state: ParentState | None = None if parent_state is None else _one_of("--parent-state", parent_state, ParentState)
 
     async def read(books: Archive, who: Principal) -> Page[Session]:
         filters = SessionFilters(
@@ -180,9 +181,9 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Sum turns, tokens and cost by group."""
-    if by not in ("day", "model", "harness", "subject", "session"):
-        raise typer.BadParameter("--by is day, model, harness, subject or session")
-    group: Any = by
+    from holdfast.sessions.views import GroupBy
+
+    group: GroupBy = _one_of("--by", by, GroupBy)
 
     async def read(books: Archive, who: Principal) -> list[StatsRow]:
         return await books.stats(since=at(since), until=at(until), group_by=group, principal=who)
@@ -235,16 +236,13 @@ def verify(
 # --- amounts and bodies -------------------------------------------------------------------------------
 
 
-def _state(text: str | None) -> ParentState | None:
+def _one_of(option: str, text: str, kind: object) -> Any:
+    """Return a word that is one of a type's."""
     from typing import get_args
 
-    from holdfast.sessions.parents import ParentState
-
-    known: tuple[ParentState, ...] = get_args(ParentState)
-    found = next((each for each in known if each == text), None)
-    if text is not None and found is None:
-        raise typer.BadParameter(f"--parent-state is one of {', '.join(known)}")
-    return found
+    if text not in get_args(kind):
+        raise typer.BadParameter(f"{option} is one of {', '.join(get_args(kind))}")
+    return text
 
 
 def _amount(text: str | None) -> Decimal | None:
@@ -260,7 +258,9 @@ def _amount(text: str | None) -> Decimal | None:
 
 
 def _write_raw(place: Place, org: str | None, asked: str) -> None:
-    turn, _, part = asked.partition(":")
+    from holdfast.cli.render import complain
+
+    turn, _, part = asked.rpartition(":")
     if part not in ("request", "response"):
         raise typer.BadParameter("--raw is TURN:request or TURN:response")
     wanted: Any = part
@@ -271,7 +271,8 @@ def _write_raw(place: Place, org: str | None, asked: str) -> None:
 
     data = look(place, org, read)
     if data is None:
-        raise missing(asked)
+        complain(f"there is no such body: {asked}", "holdfast sessions show SESSION --turns shows the turns there are")
+        raise typer.Exit(1)
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.flush()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.idempotency import verify as key_verify
     from holdfast.lifecycle import verify as receipt_verify
     from holdfast.sessions import verify as session_verify
+    from holdfast.store.database import Database
 
 __all__ = ["verify", "verify_sessions"]
 
@@ -105,7 +106,7 @@ def _print_hash(place: Place, id: str | None, *, as_json: bool) -> None:
     from holdfast.sessions.verify import projection_hash
 
     org = _org(id)
-    found = drive(place.look(lambda hf: projection_hash(hf.database, org)))
+    found = drive(place.look(lambda hf: projection_hash(_opened(hf, place), org)))
     if as_json:
         print_json({"projection_hash": found})
     else:
@@ -146,18 +147,24 @@ async def verify_sessions(hf: Holdfast, place: Place, org: UUID | None) -> sessi
     """Check captured conversations, of one org or of all, as the settings say."""
     from holdfast.sessions.deriver import terms_of
     from holdfast.sessions.prices import rate_cards
-    from holdfast.sessions.sealing import stand_before
     from holdfast.sessions.verify import verify
 
     config = place.sessions()
     cards = config.prices.cards
     return await verify(
-        stand_before(hf.database, config.encryption, os.environ),
+        _opened(hf, place),
         org,
         lag_us=config.lag_ready_ms * 1000,
         cards=() if cards is None else rate_cards(cards),
         terms=terms_of(config),
     )
+
+
+def _opened(hf: Holdfast, place: Place) -> Database:
+    """Return the ledger with its captured conversations open to whoever has its keys."""
+    from holdfast.sessions.sealing import stand_before
+
+    return stand_before(hf.database, place.sessions().encryption, os.environ)
 
 
 def _org(id: str | None) -> UUID | None:

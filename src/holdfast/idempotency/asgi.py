@@ -14,8 +14,7 @@ import msgspec
 
 from holdfast.idempotency.declare import Rulebook
 from holdfast.idempotency.exchange import Exchange, respond
-from holdfast.idempotency.fingerprint import Recipes
-from holdfast.idempotency.request import FieldNames, Site
+from holdfast.idempotency.request import FieldNames, Recipes, Site
 from holdfast.idempotency.rules import RouteRule, route_path
 from holdfast.idempotency.run import IN_SCOPE
 from holdfast.idempotency.values import Completed

@@ -74,7 +74,7 @@ class Ticket(Claim):
         self.method = method
         self.route = route
         self.mode = rule.mode
-        self.on_lapse = rule.on_lapse
+        self.on_lapse = rule.lapse(method)
         self.irreversible = False
         self.execution_id = None
         self.first_sent_at = first_sent_at

@@ -35,7 +35,6 @@ __all__ = [
     "DEPTH_MAX",
     "Hasher",
     "Recipe",
-    "Recipes",
     "RequestParts",
     "canonical_json",
     "fingerprint",
@@ -146,40 +145,6 @@ class Recipe:
                 *[framed((name, *values)) for name, values in parts.headers],
             ]
         )
-
-
-class Recipes:
-    """The recipes of an application's requests. Those of its usual ones are made once: they are of a few routes."""
-
-    def __init__(self, config: IdempotencyConfig) -> None:
-        self._config = config
-        self._usual: dict[tuple[object, ...], Recipe] = {}
-
-    def find(self, scope: Scope, plain: Headers, listed: Headers, rule: RouteRule) -> Recipe:
-        """Return the recipe of a request.
-
-        Args:
-            scope: The request's, as the server gave it.
-            plain: Its fields `Content-Type` and `Content-Encoding`.
-            listed: Those of its fields that the settings name; they may be secrets, so no memory is kept of them.
-            rule: The rule it is under.
-        """
-        if listed or callable(rule.body):
-            return Recipe(parts_of(scope, plain + listed, rule, self._config))
-        path, raw_path, query = scope["path"], scope.get("raw_path"), scope.get("query_string")
-        key = (scope["method"], path, raw_path, query, rule.body, *plain)
-        recipe = self._usual.get(key)
-        if recipe is None:
-            recipe = Recipe(parts_of(scope, plain, rule, self._config))
-            if len(path) + len(recipe.head) <= USUAL_BYTES_MAX:
-                if len(self._usual) >= USUAL_MAX:
-                    self._usual.clear()
-                self._usual[key] = recipe
-        return recipe
-
-
-USUAL_MAX, USUAL_BYTES_MAX = 1024, 512
-"""How many recipes are remembered, and how long path and head of one may be: strangers choose them."""
 
 
 class Hasher:

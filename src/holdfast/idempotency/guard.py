@@ -22,7 +22,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from holdfast.core import points
 from holdfast.core.clock import SystemClock
 from holdfast.core.config import in_memory
 from holdfast.core.errors import ConfigError, StoreError
@@ -55,14 +54,10 @@ T = TypeVar("T")
 
 OPEN_MAX_S = 60.0
 """How long an explicit `start` may take: the first one on a large ledger may have to migrate it."""
-WITHDRAWALS_MAX = 5
-"""How often a claim of unknown fate is looked for: it may be on its way to the server still."""
 PRINCIPALS_MAX = 4096
 """Principals whose names are remembered: they come back, and an id costs a hash per secret."""
 RULES_MAX = 1024
 """Routes of mode `execution` that a sweep knows how to ask about."""
-
-points.register("keys.acked")
 
 
 class Idempotency:

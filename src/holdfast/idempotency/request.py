@@ -25,7 +25,7 @@ from holdfast.idempotency.errors import (
     RequestTooLarge,
     StoreUnavailable,
 )  # fmt: skip
-from holdfast.idempotency.fingerprint import Hasher, Recipe, Recipes
+from holdfast.idempotency.fingerprint import Hasher, Recipe, parts_of
 from holdfast.idempotency.gate import Expired, bounded, resumed
 from holdfast.idempotency.identity import FIRST_SENT, principal_of
 from holdfast.idempotency.values import Headers, Principal
@@ -40,6 +40,7 @@ __all__ = [
     "Message",
     "Reading",
     "Receive",
+    "Recipes",
     "Scope",
     "Send",
     "Shape",
@@ -57,6 +58,8 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 SHAPES_MAX, SHAPE_BYTES_MAX = 1024, 2048
 """How many sets of names are remembered, and how long one may be: strangers choose them, and have few each."""
 PLAIN = (b"content-type", b"content-encoding")
+USUAL_MAX, USUAL_BYTES_MAX = 1024, 512
+"""How many recipes are remembered, and how long path and head of one may be: strangers choose them."""
 LENGTH_DIGITS_MAX = 18
 """No body has a length of more digits, and reading a number of thousands of digits is refused by Python."""
 THREAD_BYTES = 256 * 1024
@@ -114,6 +117,36 @@ class FieldNames:
                     self._shapes.clear()
                 self._shapes[names] = shape
         return shape
+
+
+class Recipes:
+    """The recipes of an application's requests. Those of its usual ones are made once: they are of a few routes."""
+
+    def __init__(self, config: IdempotencyConfig) -> None:
+        self._config = config
+        self._usual: dict[tuple[object, ...], Recipe] = {}
+
+    def find(self, scope: Scope, plain: Headers, listed: Headers, rule: RouteRule) -> Recipe:
+        """Return the recipe of a request.
+
+        Args:
+            scope: The request's, as the server gave it.
+            plain: Its fields `Content-Type` and `Content-Encoding`.
+            listed: Those of its fields that the settings name; they may be secrets, so no memory is kept of them.
+            rule: The rule it is under.
+        """
+        if listed or callable(rule.body):
+            return Recipe(parts_of(scope, plain + listed, rule, self._config))
+        path, raw_path, query = scope["path"], scope.get("raw_path"), scope.get("query_string")
+        key = (scope["method"], path, raw_path, query, rule.body, *plain)
+        recipe = self._usual.get(key)
+        if recipe is None:
+            recipe = Recipe(parts_of(scope, plain, rule, self._config))
+            if len(path) + len(recipe.head) <= USUAL_BYTES_MAX:
+                if len(self._usual) >= USUAL_MAX:
+                    self._usual.clear()
+                self._usual[key] = recipe
+        return recipe
 
 
 @dataclass(frozen=True, slots=True)

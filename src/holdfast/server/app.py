@@ -97,7 +97,7 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     """Let a request in, or not."""
     backend: Backend = connection.app.state.backend
     headers = connection.scope["headers"]
-    peer = connection.client.host if connection.client is not None else ""
+    peer, _ = connection.scope["client"] or ("", 0)
     principal = await backend.gate.admit(headers, handler.opt.get("scope", "read"), peer)
     connection.state.principal = principal
     if connection.scope.get("method") in _WITH_BODY:

@@ -6,6 +6,7 @@ Invariants:
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from holdfast.sessions.facade import Archive
     from holdfast.sessions.values import Principal
 
-__all__ = ["Backend", "actor", "said"]
+__all__ = ["Backend", "actor", "aware", "said"]
 
 T = TypeVar("T")
 
@@ -32,16 +33,14 @@ class Backend:
         hf: The ledger, open.
         gate: Who comes in.
         archive: Captured conversations.
-        secret: What cursors are marked with.
         ring: The cipher of the application's guard, for answers that operators give; None: it has none.
         stopping: Whether the server is on its way out.
     """
 
-    def __init__(self, hf: Holdfast, gate: Gate, archive: Archive, secret: bytes, ring: KeyRing | None) -> None:
+    def __init__(self, hf: Holdfast, gate: Gate, archive: Archive, ring: KeyRing | None) -> None:
         self.hf = hf
         self.gate = gate
         self.archive = archive
-        self.secret = secret
         self.ring = ring
         self.stopping = False
 
@@ -49,6 +48,11 @@ class Backend:
 def actor(principal: Principal) -> str:
     """Name who asks, for audits."""
     return f"access key {principal.access_key_id}" if principal.access_key_id else "local"
+
+
+def aware(at: datetime | None) -> datetime | None:
+    """Return an instant that somebody sent, or none; one without a zone is in UTC."""
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
 def said(value: T, status: int = 200) -> Response[T]:

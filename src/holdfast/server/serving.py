@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
-from blake3 import blake3
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.loops import Loop
@@ -25,6 +24,7 @@ from holdfast.server.backend import Backend
 from holdfast.server.bodies import Door
 from holdfast.server.express import Express
 from holdfast.server.gate import Gate, check_bind
+from holdfast.server.wire import Wire
 from holdfast.sessions.admission import Admission
 from holdfast.sessions.facade import Archive
 
@@ -41,7 +41,6 @@ BACKLOG = 2048
 HOOKS_EVERY_S = 1.0
 """How late a receipt may be of a call that was only observed."""
 TIDY_EVERY_S = 60.0
-_CURSORS = "holdfast 2026 server: cursors of turns"
 ANSWERING_SHARE = 0.75
 """Of the time there is to stop, what requests in flight may take."""
 
@@ -68,10 +67,8 @@ class Serving:
             ConfigError: The installation's secret or the rate cards cannot be read.
         """
         database = hf.database
-        # Whoever can read this has read the ledger: a cursor is no secret, it is only not to be made up.
-        secret = blake3(database.namespace, derive_key_context=_CURSORS).digest()
         archive = Archive(database, config=config)
-        self.backend = Backend(hf, Gate(database, config.allow_hosts, config.trusted_proxies), archive, secret, ring)
+        self.backend = Backend(hf, Gate(database, config.allow_hosts, config.trusted_proxies), archive, ring)
         self._config = config
         app = Express(build(self.backend), guard)
         self._door = Door(app, Admission(config, database.clock), config)
@@ -94,7 +91,7 @@ class Serving:
             ready: Called once requests are taken.
         """
         settings = uvicorn.Config(
-            self._door, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
+            self._door, http=Wire, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, int(self._config.shutdown_ms / 1000 * ANSWERING_SHARE)),
         )  # fmt: skip

@@ -19,6 +19,7 @@ from holdfast.core.clock import to_datetime
 from holdfast.execution import views
 from holdfast.lifecycle import ledger
 from holdfast.lifecycle.manifest import Registry
+from holdfast.sessions.identity import UNKNOWN
 
 if TYPE_CHECKING:
     from holdfast import Entry, Holdfast
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Happening", "SessionTimeline", "merged"]
 
 _EXECUTIONS_MAX = 500
-UNKNOWN = "unknown"
-"""The harness of sessions of which nobody said it: receipts of any harness may be theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +144,7 @@ async def _receipts(hf: Holdfast, session: Session, most: int) -> tuple[list[Hap
         stored = await ledger.list_receipts(tx, session_id=session.harness_session_id, limit=most + 1)
     canonical = Registry.builtin().canonical
     harness = canonical(session.harness_id)
+    # Receipts of any harness may be those of a session of which nobody said the harness.
     mine = [each for each in reversed(stored[:most]) if harness in (UNKNOWN, canonical(each.receipt.adapter_id))]
     return [_receipt(each) for each in mine], len(stored) > most
 

@@ -96,6 +96,8 @@ if TYPE_CHECKING:
     from holdfast.sessions.values import Upstream as Upstream
     from holdfast.sessions.values import Usage as Usage
     from holdfast.sessions.views import Branches as Branches
+    from holdfast.sessions.views import CapturedEvent as CapturedEvent
+    from holdfast.sessions.views import Event as Event
     from holdfast.sessions.views import Fork as Fork
     from holdfast.sessions.views import Leaf as Leaf
     from holdfast.sessions.views import Moment as Moment
@@ -145,9 +147,9 @@ _HOMES = {
         "Reduced", "Refused", "Stored", "Upstream", "Usage",
     ),
     "views": (
-        "Branches", "Fork", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent", "ParentHint", "Seen", "Session",
-        "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens", "Tree", "TreeNode", "Turn",
-        "TurnCost",
+        "Branches", "CapturedEvent", "Event", "Fork", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent",
+        "ParentHint", "Seen", "Session", "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens",
+        "Tree", "TreeNode", "Turn", "TurnCost",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -8,28 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from holdfast.sessions import archive, identity, instants
-from holdfast.sessions.archive import Listed, moments, reading
+from holdfast.sessions import identity, instants
+from holdfast.sessions.archive import moments, reading
 from holdfast.sessions.archive.reading import Ancestry, Difference
 from holdfast.sessions.errors import Forbidden, NotFound
 from holdfast.sessions.ingest import OFF_LOOP_BYTES
-from holdfast.sessions.jcs import Json
 from holdfast.sessions.machine import DeriveState
 from holdfast.sessions.reports import SessionRef
 from holdfast.sessions.values import LOCAL, Principal, Scope, SessionKey
-from holdfast.sessions.views import Branches, GroupBy, Moment, Node, Page, Session, SessionFilters, StatsRow, Tree, Turn
+from holdfast.sessions.views import (
+    Branches,
+    CapturedEvent,
+    Event,
+    GroupBy,
+    Moment,
+    Node,
+    Page,
+    Session,
+    SessionFilters,
+    StatsRow,
+    Tree,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from holdfast.core.clock import Clock
     from holdfast.sessions.config import SessionsConfig
     from holdfast.store.database import Database, Tx
 
-__all__ = ["Asking", "CapturedEvent", "Payload", "RawBody", "event_id_of", "no_session", "permit"]
+__all__ = ["Asking", "Payload", "RawBody", "event_id_of", "no_session", "permit"]
 
 Payload: TypeAlias = Literal["none", "preview", "full"]
 """Whether messages come with a turn: not, cut, or whole."""
@@ -46,22 +58,6 @@ class RawBody:
     data: bytes
     content_type: str
     content_encoding: str
-
-
-@dataclass(frozen=True, slots=True)
-class CapturedEvent:
-    """A captured event.
-
-    Attributes:
-        turn_id: The turn it tells of; None: there is none.
-        session_id: The session of that.
-        told: Everything that was sent but the bodies.
-    """
-
-    listed: Listed
-    turn_id: str | None
-    session_id: str | None
-    told: Mapping[str, Json]
 
 
 class Asking:
@@ -278,34 +274,30 @@ class Asking:
         self,
         *,
         state: DeriveState | None = None,
-        after: int = 0,
         limit: int = 50,
+        cursor: str = "",
         principal: Principal = LOCAL,
-    ) -> builtins.list[Listed]:
-        """Return events in the order they came, those after a place in it; of all states, or of one."""
+    ) -> Page[Event]:
+        """Return a page of captured events in the order they came; of all states, or of one.
+
+        Raises:
+            InvalidQuery: The limit is out of range.
+            CursorMismatch: The cursor belongs to another list.
+        """
         permit(principal, "admin")
         async with self._database.read() as tx:
-            return await archive.list_events(tx, principal.org_id, state=state, after=after, limit=limit)
+            return await reading.page_events(
+                tx, principal.org_id, state=state, secret=self._cursor_key, limit=limit, cursor=cursor
+            )
 
     async def event(self, event_id: str, *, principal: Principal = LOCAL) -> CapturedEvent | None:
         """Return a captured event with what was told of it; None where there is none."""
         permit(principal, "admin")
-        raw, org = identity.parse_id("cap", event_id), principal.org_id
+        raw = identity.parse_id("cap", event_id)
         if raw is None:
             return None
         async with self._database.read() as tx:
-            listed = await archive.get_event(tx, org, raw)
-            known = await archive.event_state(tx, org, raw)
-            told = await archive.told_of(tx, org, raw)
-        if listed is None or known is None:
-            return None
-        turn, session = known.turn_id, known.session_id
-        return CapturedEvent(
-            listed,
-            None if turn is None else identity.shown_id("turn", turn),
-            None if session is None else identity.shown_id("ses", session),
-            told,
-        )
+            return await reading.get_event(tx, principal.org_id, raw)
 
     async def _require(self, session: SessionRef, principal: Principal) -> bytes:
         async with self._database.read() as tx:

@@ -68,7 +68,9 @@ def decode(body: bytes, encoding: str | None, *, limit: int = CODED_BYTES_MAX) -
     Raises:
         CodingError: A coding is unknown, a layer is damaged, empty, or too large.
     """
-    tokens = [token for part in (encoding or "").split(",") if (token := part.strip().lower()) not in ("", "identity")]
+    if not encoding:
+        return Decoded(body)
+    tokens = [token for part in encoding.split(",") if (token := part.strip().lower()) not in ("", "identity")]
     for token in tokens:
         if token not in _OPENERS:
             raise CodingError("unsupported", f"the content coding {token!r} of {encoding!r} is not supported")

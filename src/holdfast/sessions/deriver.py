@@ -213,7 +213,7 @@ class Deriver:
             states = {each.state: each for each in await archive.count_states(tx, None)}
         waiting = states.get("pending")
         METRICS.pending.set(waiting.count if waiting else 0)
-        METRICS.derive_lag.set((self._clock.now() - waiting.oldest) / 1_000_000 if waiting else 0)
+        METRICS.derive_lag.set(max(0, self._clock.now() - waiting.oldest) / 1_000_000 if waiting else 0)
         METRICS.dead.set(states["dead"].count if "dead" in states else 0)
         METRICS.unparsed.set(states["unparsed"].count if "unparsed" in states else 0)
         return waiting.count if waiting else 0

@@ -85,7 +85,10 @@ def limited(given: Mapping[str, Json], name: str, bytes_max: int, flags: set[str
         InvalidField: It is no text, or too long.
     """
     value = _text(given, name, at)
-    if len(value.encode("utf-8", "surrogatepass")) > bytes_max:
+    if not value:
+        return value
+    size = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    if size > bytes_max:
         raise InvalidField(f"{name} has more than {bytes_max} bytes", field=f"{at}/{name}", limit=name)
     if flags is None:
         return value
@@ -113,6 +116,8 @@ def session_id(given: Mapping[str, Json], name: str, at: str, flags: set[str]) -
         InvalidField: It is no text, too long, has control characters or outer white space, or is one of ours.
     """
     value = limited(given, name, ID_BYTES_MAX, None, at)
+    if not value:
+        return value
     if value != value.strip() or _CONTROLS.search(value):
         raise InvalidField(f"{name} has control characters or outer white space", field=f"{at}/{name}")
     if identity.is_synthetic(value):

@@ -220,13 +220,7 @@ def _call(given: Mapping[str, Json], request: _Body | None, response: _Body | No
 
 def _told(members: Mapping[str, bytes]) -> dict[str, Json]:
     """Return what was sent but the bodies: of headers those that may be kept, of addresses no credential."""
-    told: dict[str, Json] = {}
-    for name, raw in members.items():
-        if name not in _BODIES:
-            try:
-                told[name] = jcs.read(raw)
-            except NumberRange as error:
-                raise InvalidField(str(error), field=f"/{name}") from None
+    told = _values({name: raw for name, raw in members.items() if name not in _BODIES})
     upstream = told.get("upstream")
     if isinstance(upstream, dict) and isinstance(upstream.get("headers"), dict):
         told["upstream"] = {**upstream, "headers": _headers(upstream["headers"])}
@@ -236,6 +230,22 @@ def _told(members: Mapping[str, bytes]) -> dict[str, Json]:
         _hide(meta, "endpoint")
         _hide(meta, "path")
     return told
+
+
+def _values(members: Mapping[str, bytes]) -> dict[str, Json]:
+    """Read members, in one go where nothing is wrong with any."""
+    try:
+        values = jcs.read(b"[%b]" % b",".join(members.values()), depth_max=DEPTH_MAX + 1)
+    except NumberRange:
+        values = [_value(name, raw) for name, raw in members.items()]
+    return dict(zip(members, values, strict=True))
+
+
+def _value(name: str, raw: bytes) -> Json:
+    try:
+        return jcs.read(raw)
+    except NumberRange as error:
+        raise InvalidField(str(error), field=f"/{name}") from None
 
 
 def _hide(given: dict[str, Json], name: str) -> None:
@@ -372,9 +382,9 @@ def _text(given: Mapping[str, Json], name: str, bytes_max: int, flags: set[str])
 
 def _part(given: Mapping[str, Json], name: str) -> dict[str, Json] | None:
     value = given.get(name)
-    if not isinstance(value, dict | None):
-        raise InvalidField(f"{name} is no object", field=f"/{name}")
-    return value
+    if value is None or isinstance(value, dict):
+        return value
+    raise InvalidField(f"{name} is no object", field=f"/{name}")
 
 
 def _choice(given: Mapping[str, Json], name: str, allowed: tuple[str, ...]) -> str:

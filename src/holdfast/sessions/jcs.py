@@ -66,12 +66,12 @@ codecs.register_error(_REPLACE, _replaced)
 
 def scrub(value: str) -> str:
     """Return a text as a text column may hold it: U+FFFD for U+0000 and unpaired surrogates."""
-    return _UNSTORABLE.sub("\ufffd", value)
+    return value if value.isascii() and "\0" not in value else _UNSTORABLE.sub("\ufffd", value)
 
 
 def is_storable(data: bytes) -> bool:
     """Say whether no text of some JSON has what a text column cannot hold: U+0000, an unpaired surrogate."""
-    if not any(each in data for each in (b"\\u0000", b"\\ud", b"\\uD")):
+    if b"\\u" not in data or not any(each in data for each in (b"\\u0000", b"\\ud", b"\\uD")):
         return True
     awaited = -1  # where the second half of a pair has to begin
     for escape in _ESCAPE.finditer(data):
@@ -301,7 +301,7 @@ def _is_plain(value: Json) -> bool:
                 if not -_EXACT <= inner <= _EXACT:
                     return False
             elif kind is dict:
-                if not all(type(key) is str and key.isascii() for key in inner):
+                if not "".join(inner).isascii():
                     return False
                 unseen.append(inner.values())
             elif kind is list or kind is tuple:

@@ -91,7 +91,8 @@ class _Work:
     def clean(self, data: bytes) -> bytes:
         """Return bytes without what the rules find, and count it."""
         found = redact(data, self._using, self._key)
-        self.counts.update(found.counts)
+        if found.counts:
+            self.counts.update(found.counts)
         return found.data
 
     def request(self) -> None:

@@ -1,7 +1,7 @@
 """What an operator does to captured conversations: name, delete, repair, price again, make anew, and prove.
 
 Invariants:
-    - What was captured is never changed: repairs are notes beside it, and each can be taken back.
+    - What was captured is never changed, only deleted. Attributions and prices are notes beside it.
     - What a dry run says is what happens.
 """
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from holdfast.store.writer import Writer
 
 __all__ = [
-    "COLUMNS", "MARK", "Place", "SealedDatabase", "check_keys", "drop_keys", "key_of", "note_key", "open_value",
-    "place_of", "refuse_sealed", "seal_value", "stand_before", "unnamed",
+    "COLUMNS", "MARK", "DoesNotOpen", "Place", "SealedDatabase", "check_keys", "drop_keys", "key_of", "note_key",
+    "open_value", "place_of", "refuse_sealed", "seal_value", "stand_before",
 ]  # fmt: skip
 
 MARK: Final = b"\x00hf\x01"
@@ -76,6 +76,16 @@ class Place(NamedTuple):
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
+class DoesNotOpen(CodecError):
+    """A sealed value was changed, or belongs elsewhere.
+
+    Attributes:
+        place: Where it is.
+    """
+
+    place: Place
+
+
 _NOTE: Final = Place("key", ())
 """The place of an empty value that shows whether a key is the one that its number stands for."""
 
@@ -109,7 +119,7 @@ def open_value(ring: KeyRing, value: bytes, place: Place) -> bytes:
 
     Raises:
         ConfigError: Its key is not in the ring.
-        CodecError: It was changed, or belongs elsewhere.
+        DoesNotOpen: It was changed, or belongs elsewhere.
     """
     key_id = key_of(value)
     if not key_id:
@@ -118,7 +128,9 @@ def open_value(ring: KeyRing, value: bytes, place: Place) -> bytes:
         return ring.open(key_id, value[len(MARK) + 1 :], place.associated())
     except CodecError as error:
         row = " ".join(part.hex() for part in place.row[1:])
-        raise CodecError(f"{place.column} of {row} does not open: {error.message}", error.hint) from None
+        changed = DoesNotOpen(f"{place.column} of {row} does not open: {error.message}", error.hint)
+        changed.place = place
+        raise changed from None
 
 
 # --- which keys a ledger needs ------------------------------------------------------------------------
@@ -241,16 +253,6 @@ def _plans(dialect: Dialect) -> dict[str, _Plan]:
             if params or columns:
                 found[name] = _Plan(statement, params, columns)
     return found
-
-
-def unnamed(dialect: Dialect) -> dict[str, list[tuple[str, str]]]:
-    """Return the statements that carry sealed values, with what of their rows' names they do not say."""
-    missing: dict[str, list[tuple[str, str]]] = {}
-    for name, plan in _plans(dialect).items():
-        known = {*plan.statement.params, *plan.statement.columns}
-        wanted = [(each, key) for each in (*plan.params, *plan.columns) for key in ("org", *COLUMNS[each])]
-        missing[name] = [pair for pair in wanted if pair[1] not in known]
-    return missing
 
 
 def place_of(column: str, values: Mapping[str, Any]) -> Place:

@@ -20,13 +20,14 @@ import msgspec
 
 from holdfast.sessions import instants
 from holdfast.sessions.jcs import Json
+from holdfast.sessions.machine import DeriveState
 from holdfast.sessions.parents import ParentState
 from holdfast.sessions.values import Block, CostLine, CostState, Source, Status, UsageState, plain
 
 __all__ = [
-    "Branches", "Fork", "GroupBy", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent", "ParentHint", "Seen",
-    "Session", "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens", "Tree", "TreeNode", "Turn",
-    "TurnCost", "document",
+    "Branches", "CapturedEvent", "Event", "Fork", "GroupBy", "Leaf", "Moment", "Node", "Outcome", "Page", "Parent",
+    "ParentHint", "Seen", "Session", "SessionFilters", "StatsRow", "Thread", "Tokens", "Total", "TotalTokens",
+    "Tree", "TreeNode", "Turn", "TurnCost", "document",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -268,6 +269,46 @@ class Turn:
     evidence: tuple[Seen, ...]
     row_hash: str
     messages: tuple[Node, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One captured event, without its bodies.
+
+    Attributes:
+        request_bytes, response_bytes: What is kept of the bodies.
+        reason: Why it has no turn.
+        retry_at: When it is tried again.
+    """
+
+    event_id: str
+    capture_id: str
+    source: Source
+    provider: str
+    captured_at: datetime
+    received_at: datetime
+    request_bytes: int
+    response_bytes: int
+    flags: list[str]
+    state: DeriveState
+    attempts: int
+    reason: str | None
+    retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedEvent(Event):
+    """A captured event with what was told of it.
+
+    Attributes:
+        turn_id: The turn it tells of; None: there is none.
+        session_id: The session of that.
+        told: Everything that was sent but the bodies.
+    """
+
+    turn_id: str | None
+    session_id: str | None
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

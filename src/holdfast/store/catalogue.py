@@ -38,6 +38,7 @@ _HEADER = re.compile(r"-- name: (?P<name>[a-z_]+(?:\.[a-z_]+)+)\((?P<params>[a-z
 _COLUMNS = re.compile(r"-- columns: (?P<columns>[a-z0-9_, ]+)$")
 _STRING = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 _NAMED = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
+_READS = re.compile(r"select\b", re.IGNORECASE)
 _NUMBERED = re.compile(r"\$([0-9]+)")
 
 
@@ -87,7 +88,7 @@ class Statement(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def reads(self) -> bool:
         """Whether it changes nothing, and asks for nothing but rows."""
-        return self.text.startswith("SELECT ")
+        return _READS.match(self.text) is not None
 
 
 class Companion(msgspec.Struct, frozen=True):

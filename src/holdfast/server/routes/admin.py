@@ -1,4 +1,4 @@
-"""Repairs over HTTP: attributions, prices, deriving anew, access keys, and one captured event with what was told of it.
+"""Repairs over HTTP: attributions, prices, deriving anew, and access keys.
 
 What is asked for is done before the answer, which says what it changed. A repair only says so, unless the body sets
 `dry_run` to false.
@@ -10,9 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,8 +21,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from holdfast.core.clock import from_datetime, to_datetime
 from holdfast.server.answers import Asked, shown, there
-from holdfast.server.backend import Backend
-from holdfast.server.routes.events import Event, event_of
+from holdfast.server.backend import Backend, aware
 from holdfast.sessions import access
 from holdfast.sessions.access import AccessKey
 from holdfast.sessions.deriver import DeriveReport
@@ -141,35 +139,6 @@ class Attributions:
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedEvent(Event):
-    """A captured event with what was told of it.
-
-    Attributes:
-        turn_id: The turn it tells of; None: there is none.
-        session_id: The session of that.
-        told: Everything that was sent but the bodies.
-    """
-
-    turn_id: str | None
-    session_id: str | None
-    told: Mapping[str, Any]
-
-
-# --- events -------------------------------------------------------------------------------------------
-
-
-@get("/v1/raw/{id:str}", opt={**NAMED, "tagged": True}, summary="Show a captured event", tags=["sessions"])
-async def event(
-    request: Asked, backend: NamedDependency[Backend], principal: NamedDependency[Principal], id: FromPath[str]
-) -> Response[CapturedEvent]:
-    found = there(await backend.archive.event(id, principal=principal), "event")
-    shape = {name: getattr(listed, name) for listed in [event_of(found.listed)] for name in Event.__dataclass_fields__}
-    return await shown(
-        request, CapturedEvent(**shape, turn_id=found.turn_id, session_id=found.session_id, told=found.told)
-    )
-
-
 # --- repairs ------------------------------------------------------------------------------------------
 
 
@@ -213,7 +182,7 @@ async def reprice(
 ) -> Response[RepriceReport]:
     filters = TurnFilters(
         session=None if data.session is None else data.session.ref("/session"),
-        model=data.model, since=_aware(data.since), until=_aware(data.until),
+        model=data.model, since=aware(data.since), until=aware(data.until),
     )  # fmt: skip
     found = await backend.archive.reprice(filters, reason=data.reason, dry_run=data.dry_run, principal=principal)
     return _effect(found)
@@ -245,7 +214,7 @@ async def list_keys(
 async def create_key(
     backend: NamedDependency[Backend], principal: NamedDependency[Principal], data: JSONBody[NewKey]
 ) -> Response[MadeKey]:
-    expires_at = _aware(data.expires_at)
+    expires_at = aware(data.expires_at)
     async with backend.hf.database.write() as tx:
         key, token = await access.create(
             tx, org=principal.org_id, scopes=data.scopes, label=data.label,
@@ -282,10 +251,6 @@ def _effect(value: Any, status: int = 200) -> Response[Any]:
     )
 
 
-def _aware(at: datetime | None) -> datetime | None:
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
-
-
 HANDLERS = [
-    event, attribute, attributions, undo, reprice, rebuild, list_keys, create_key, revoke_key,
+    attribute, attributions, undo, reprice, rebuild, list_keys, create_key, revoke_key,
 ]  # fmt: skip

@@ -7,54 +7,24 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from holdfast.server.answers import Asked, shown
+from holdfast.server.answers import Asked, shown, there
 from holdfast.server.backend import Backend
-from holdfast.sessions import cursors
-from holdfast.sessions.archive import Listed
-from holdfast.sessions.cursors import Listing
 from holdfast.sessions.deriver import DeriveReport
-from holdfast.sessions.identity import shown_id
-from holdfast.sessions.instants import moment
-from holdfast.sessions.values import Principal, Source
+from holdfast.sessions.machine import DeriveState
+from holdfast.sessions.values import Principal
+from holdfast.sessions.views import CapturedEvent, Event
 
-__all__ = ["HANDLERS", "Event", "event_of"]
+__all__ = ["HANDLERS"]
 
-EventState = Literal["pending", "derived", "unparsed", "refused", "dead"]
 Limit = Annotated[int, QueryParameter(ge=1, le=200)]
 
 LISTS = {"scope": "admin", "tagged": True, "codes": ("sessions.cursor_mismatch",)}
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One captured event, without its bodies.
-
-    Attributes:
-        request_bytes, response_bytes: What is kept of the bodies.
-        reason: Why it has no turn.
-        retry_at: When it is tried again.
-    """
-
-    event_id: str
-    capture_id: str
-    source: Source
-    provider: str
-    captured_at: datetime
-    received_at: datetime
-    request_bytes: int
-    response_bytes: int
-    flags: list[str]
-    state: EventState
-    attempts: int
-    reason: str | None
-    retry_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +40,7 @@ async def events(
     request: Asked,
     backend: NamedDependency[Backend],
     principal: NamedDependency[Principal],
-    wanted: Annotated[EventState | None, QueryParameter(name="state")] = None,
+    wanted: Annotated[DeriveState | None, QueryParameter(name="state")] = None,
     limit: Limit = 50,
     cursor: FromQuery[str] = "",
 ) -> Response[Events]:
@@ -88,6 +58,18 @@ async def dead_letters(
     return await shown(request, await _page(backend, principal, "dead", limit, cursor))
 
 
+@get(
+    "/v1/raw/{id:str}",
+    opt={"scope": "admin", "tagged": True, "codes": ("sessions.not_found",)},
+    summary="Show a captured event",
+    tags=["sessions"],
+)
+async def event(
+    request: Asked, backend: NamedDependency[Backend], principal: NamedDependency[Principal], id: FromPath[str]
+) -> Response[CapturedEvent]:
+    return await shown(request, there(await backend.archive.event(id, principal=principal), "event"))
+
+
 @post(
     "/v1/dead-letters/{id:str}/replay",
     opt={"scope": "admin", "codes": ("sessions.not_found",)},
@@ -101,24 +83,9 @@ async def replay(
     return await backend.archive.replay([id], principal=principal)
 
 
-async def _page(backend: Backend, principal: Principal, state: EventState | None, limit: int, cursor: str) -> Events:
-    listing = Listing(principal.org_id, "events", "seq", False, {"state": state})  # noqa: FBT003 - ascending
-    [after] = cursors.decode(listing, cursor, secret=backend.secret) if cursor else [0]
-    assert isinstance(after, int)  # nobody but this can have written it
-    found = await backend.archive.events(state=state, after=after, limit=limit + 1, principal=principal)
-    more = cursors.encode(listing, [found[limit - 1].seq], secret=backend.secret) if len(found) > limit else None
-    return Events(list(map(event_of, found[:limit])), more)
+async def _page(backend: Backend, principal: Principal, state: DeriveState | None, limit: int, cursor: str) -> Events:
+    page = await backend.archive.events(state=state, limit=limit, cursor=cursor, principal=principal)
+    return Events(list(page.items), page.next)
 
 
-def event_of(listed: Listed) -> Event:
-    """Return an event as it is shown."""
-    return Event(
-        event_id=shown_id("cap", listed.event_id), capture_id=listed.capture_id, source=listed.source,
-        provider=listed.provider, captured_at=moment(listed.captured_at), received_at=moment(listed.received_at),
-        request_bytes=listed.request_bytes, response_bytes=listed.response_bytes, flags=listed.flags,
-        state=listed.state, attempts=listed.attempts, reason=listed.reason or None,
-        retry_at=None if listed.retry_at is None else moment(listed.retry_at),
-    )  # fmt: skip
-
-
-HANDLERS = [events, dead_letters, replay]
+HANDLERS = [events, event, dead_letters, replay]

@@ -27,7 +27,7 @@ __all__ = ["HANDLERS"]
 WAIT_S_MAX = 10
 """How long an answer may be held for a call's turn."""
 
-_PREFER = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?=$|[,;\s])")
+_PREFER = re.compile(rb"(?:^|[,;\s])wait=(\d{1,6})(?=$|[,;\s])")
 
 
 class Taken(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -90,9 +90,9 @@ async def ingest(request: Request[Any, Any, Any]) -> Response[Taken]:
     # In a list, to be let go of as soon as it is read: as a name of this function it would stay to its end.
     held = [await request.scope["holdfast.body"].read()]  # type: ignore[typeddict-item]  # the door's
     request.state.counted = True  # the archive counts what it refuses by itself
-    taken = await backend.archive.receive(
-        held.pop(), header=request.headers.get("idempotency-key", ""), wait=_wait(request), principal=principal
-    )
+    headers = dict(request.scope["headers"])
+    name, wait = headers.get(b"idempotency-key", b""), _wait(headers.get(b"prefer", b""))
+    taken = await backend.archive.receive(held.pop(), header=name.decode("latin-1"), wait=wait, principal=principal)
     return Response(_taken(taken), status_code=200 if isinstance(taken, Duplicate) else 202)
 
 
@@ -117,9 +117,9 @@ def _given(request: Request[Any, Any, Any]) -> tuple[Backend, Principal]:
     return request.app.state.backend, request.state.principal
 
 
-def _wait(request: Request[Any, Any, Any]) -> timedelta | None:
+def _wait(prefer: bytes) -> timedelta | None:
     """Return how long the client would like to wait for its turn."""
-    found = _PREFER.search(request.headers.get("prefer", ""))
+    found = _PREFER.search(prefer)
     return timedelta(seconds=min(int(found[1]), WAIT_S_MAX)) if found else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -23,7 +23,7 @@ from holdfast.idempotency.keys import Action
 from holdfast.idempotency.machine import DecideOutcome, DecideRerun, ForceExpire, ForceRelease
 from holdfast.idempotency.operating import KeyView, view
 from holdfast.idempotency.values import State, Tombstone
-from holdfast.server.backend import Backend, actor, said
+from holdfast.server.backend import Backend, actor, aware, said
 from holdfast.server.problems import Refusal
 from holdfast.sessions.errors import InvalidField
 from holdfast.sessions.values import Principal
@@ -85,9 +85,10 @@ async def list_keys(
     cursor: FromQuery[str | None] = None,
 ) -> Response[Keys]:
     state = None if wanted is None else State[wanted.upper()]
-    at = None if since is None else from_datetime(since if since.tzinfo is not None else since.replace(tzinfo=UTC))
+    at = aware(since)
+    at_us = None if at is None else from_datetime(at)
     async with backend.hf.database.read() as tx:
-        page = await keys.list(tx, state=state, route=route, since=at, cursor=cursor, limit=limit)
+        page = await keys.list(tx, state=state, route=route, since=at_us, cursor=cursor, limit=limit)
     return said(Keys([view(record) for record in page.items], page.next))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, cast
 
@@ -22,24 +22,23 @@ from litestar.response import Stream
 
 from holdfast.server import timeline as timelines
 from holdfast.server.answers import Asked, shown, there
-from holdfast.server.backend import Backend
+from holdfast.server.backend import Backend, aware
 from holdfast.server.timeline import SessionTimeline
+from holdfast.sessions.asking import Payload
 from holdfast.sessions.errors import InvalidField
 from holdfast.sessions.parents import ParentState
 from holdfast.sessions.reports import DeleteReport
 from holdfast.sessions.values import Principal
-from holdfast.sessions.views import Branches, Session, SessionFilters, StatsRow, Tree, Turn
+from holdfast.sessions.views import Branches, GroupBy, Session, SessionFilters, StatsRow, Tree, Turn
 
 __all__ = ["HANDLERS"]
 
-Payload = Literal["none", "preview", "full"]
 Sort = Literal[
     "last_seen", "-last_seen", "started", "-started", "turns", "-turns", "cost", "-cost", "tokens", "-tokens"
 ]
 Limit = Annotated[int, QueryParameter(ge=1, le=200)]
 Depth = Annotated[int, QueryParameter(ge=0, le=10_000)]
 Hash = Annotated[str, QueryParameter(pattern=r"^[0-9a-f]{64}$")]
-Grouping = Literal["day", "model", "harness", "subject", "session"]
 
 READS = {"tagged": True, "codes": ("sessions.not_found",)}
 LISTS = {"tagged": True, "codes": ("sessions.cursor_mismatch",)}
@@ -108,7 +107,7 @@ async def list_sessions(  # noqa: PLR0913 - the filters of the list
     filters = SessionFilters(
         harness_id=harness_id, harness_session_id=harness_session_id, auth_subject=auth_subject, model=model,
         provider=provider, agent_name=agent_name, tag=tag, parent_state=parent_state, thread=thread,
-        since=_aware(since), until=_aware(until), min_cost=_usd(min_cost), include_placeholders=include_placeholders,
+        since=aware(since), until=aware(until), min_cost=_usd(min_cost), include_placeholders=include_placeholders,
     )  # fmt: skip
     page = await backend.archive.list(filters, sort=sort, limit=limit, cursor=cursor, principal=principal)
     return await shown(request, Sessions(list(page.items), page.next))
@@ -241,11 +240,9 @@ async def stats(
     principal: NamedDependency[Principal],
     since: FromQuery[datetime | None] = None,
     until: FromQuery[datetime | None] = None,
-    group_by: FromQuery[Grouping] = "model",
+    group_by: FromQuery[GroupBy] = "model",
 ) -> Response[Stats]:
-    found = await backend.archive.stats(
-        since=_aware(since), until=_aware(until), group_by=group_by, principal=principal
-    )
+    found = await backend.archive.stats(since=aware(since), until=aware(until), group_by=group_by, principal=principal)
     return await shown(request, Stats(found, None))
 
 
@@ -294,10 +291,6 @@ async def _parts(data: bytes) -> AsyncIterator[bytes]:
 def _sendable(field: str) -> str:
     """Return a field of a header as it was captured, or that of bytes where it could not be sent."""
     return field if field and field.isascii() and field.isprintable() else "application/octet-stream"
-
-
-def _aware(at: datetime | None) -> datetime | None:
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
 def _usd(text: str | None) -> Decimal | None:

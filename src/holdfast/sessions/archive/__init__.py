@@ -14,15 +14,12 @@ from holdfast.sessions.archive.captures import (
     Due,
     Event,
     Known,
-    Listed,
     Loaded,
     StateCount,
     accept,
     count_states,
     event_state,
     fail,
-    get_event,
-    list_events,
     list_pending,
     load,
     recorded,
@@ -35,7 +32,7 @@ from holdfast.sessions.archive.rows import Body, body_of
 from holdfast.sessions.archive.work import Terms, Widen, hold, locks_of
 
 __all__ = [
-    "Body", "Due", "Event", "Folded", "Known", "Listed", "Loaded", "Lost", "Outcome", "Refused", "StateCount", "Terms",
-    "Unparsed", "Widen", "accept", "body_of", "count_states", "derive", "event_state", "fail", "get_event", "hold",
-    "list_events", "list_pending", "load", "locks_of", "packed", "recorded", "replay", "settle", "told_of",
+    "Body", "Due", "Event", "Folded", "Known", "Loaded", "Lost", "Outcome", "Refused", "StateCount", "Terms",
+    "Unparsed", "Widen", "accept", "body_of", "count_states", "derive", "event_state", "fail", "hold",
+    "list_pending", "load", "locks_of", "packed", "recorded", "replay", "settle", "told_of",
 ]  # fmt: skip

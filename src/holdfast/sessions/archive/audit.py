@@ -10,14 +10,15 @@ Invariants:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
 from blake3 import blake3
 
+from holdfast.core.errors import ConfigError
 from holdfast.sessions import derivation, identity, nodes, overlays, pricing, turns
 from holdfast.sessions.archive import attributions, rows
 from holdfast.sessions.archive.captures import body
@@ -30,6 +31,7 @@ from holdfast.sessions.evidence import SessionRow
 from holdfast.sessions.identity import Synthetic
 from holdfast.sessions.parents import placeholders, resolve_parents
 from holdfast.sessions.pricing import PriceQuery, RateCard
+from holdfast.sessions.sealing import DoesNotOpen
 from holdfast.sessions.values import Mark, SessionKey
 from holdfast.store.database import Row, Tx
 
@@ -37,9 +39,10 @@ __all__ = ["Audit", "Broken", "Rule"]
 
 Rule: TypeAlias = Literal[
     "counters", "turn", "node_hash", "node_parent", "chain", "links", "owner", "parents", "cost", "body", "fold",
-    "changes", "lag",
+    "changes", "lag", "unreadable",
 ]  # fmt: skip
-"""What is proved; the numbers of the contract in their order, but for search, which is not there yet."""
+"""What is proved; the numbers of the contract in their order, but for search, which is not there yet. What cannot even
+be read is the last: nothing more is said of its org then, since much else follows from it."""
 
 _PARTS: tuple[Literal["request", "response"], ...] = ("request", "response")
 _SUMS = (
@@ -72,6 +75,28 @@ class Broken:
     table: str
     row: str
     message: str
+
+
+class _Unreadable(Exception):
+    """A row whose columns are not what is stored there."""
+
+    def __init__(self, table: str, row: str) -> None:
+        super().__init__(table, row)
+        self.table = table
+        self.row = row
+
+
+_T = TypeVar("_T")
+_TABLES = {"facts": "session_turn_evidence", "content": "session_nodes", "fold": "session_sessions"}
+
+
+def _decoded(table: str, name: str, decode: Callable[[Row], _T], row: Row) -> _T:
+    try:
+        return decode(row)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _Unreadable(table, name) from error
 
 
 class Audit:
@@ -121,11 +146,19 @@ class Audit:
             self._events, self._nodes, self._all_turns, self._evidence, self._sessions, self._links, self._changes,
         )  # fmt: skip
         self._overlays = await attributions.load_overlays(self._tx, self._org)
-        for look in looks:
-            async for broken in look():
-                if broken.rule not in self._named:
-                    self._named.add(broken.rule)
-                    yield broken
+        try:
+            for look in looks:
+                async for broken in look():
+                    if broken.rule not in self._named:
+                        self._named.add(broken.rule)
+                        yield broken
+        except DoesNotOpen as error:
+            column, (_, key, *_) = error.place
+            name = key.hex() if column == "content" else identity.shown_id("ses" if column == "fold" else "cap", key)
+            table = "session_parts" if look == self._links else _TABLES.get(column, "session_raw_events")
+            yield self._broken("unreadable", table, name, error.message)
+        except _Unreadable as error:
+            yield self._broken("unreadable", error.table, error.row, f"it is damaged: {error.__cause__!r}")
 
     def _broken(self, rule: Rule, table: str, row: str, message: str) -> Broken:
         return Broken(self._org, rule, table, row, message)
@@ -135,8 +168,8 @@ class Audit:
     async def _events(self) -> AsyncIterator[Broken]:
         async for row in scan(self._tx, self._org, "raw_events.scan", page=20):
             self.events_count += 1
-            self._places[row.event_id] = self._place(row)
             name = identity.shown_id("cap", row.event_id)
+            self._places[row.event_id] = _decoded("session_raw_events", name, self._place, row)
             for part in _PARTS:
                 found = body(row, part)
                 if found is not None and not found.is_whole():
@@ -210,8 +243,8 @@ class Audit:
 
     async def _evidence(self) -> AsyncIterator[Broken]:
         async for row in scan(self._tx, self._org, "turn_evidence.scan"):
-            seen = seen_of(row)
             name = identity.shown_id("cap", row.event_id)
+            seen = _decoded("session_turn_evidence", name, seen_of, row)
             if await self._get("raw_events.state", event_id=row.event_id) is None:
                 yield self._broken("owner", "session_turn_evidence", name, "the event is missing")
             if _digest((each, getattr(seen.evidence.says, each)) for each in _PLACE) != self._places.get(row.event_id):
@@ -269,9 +302,9 @@ class Audit:
     async def _sessions(self) -> AsyncIterator[Broken]:
         standings: dict[SessionKey, Standing] = {}
         async for row in scan(self._tx, self._org, "sessions.scan"):
-            standing = standing_of(row)
-            standings[standing.key] = standing
             name = identity.shown_id("ses", row.session_id)
+            standing = _decoded("session_sessions", name, standing_of, row)
+            standings[standing.key] = standing
             if standing.fold is not None:
                 self._live["session", row.session_id] = row.row_hash
             kept: list[Kept] = []
@@ -366,6 +399,8 @@ class Audit:
         async for row in scan(self._tx, self._org, "node_links.scan"):
             name = f"{identity.shown_id('ses', row.session_id)} {row.hash.hex()}"
             mark = self._holds[row.session_id].pop((row.hash_version, row.hash), None)
+            if row.hash_version != nodes.HASH_VERSION:
+                continue  # those by the rules of another time outlive what is derived anew
             if mark is None:
                 yield self._broken("links", "session_node_links", name, "no turn of the session has the node")
             elif mark != row.mark:

@@ -22,13 +22,23 @@ from holdfast.sessions import identity, intake, jcs
 from holdfast.sessions.archive.rows import Body, Storage, pack, unpack
 from holdfast.sessions.derivation import RawEvent
 from holdfast.sessions.jcs import Json
-from holdfast.sessions.machine import Dead, Decision, DeriveState, Proceed, Recorded, Replay, Retry, decide
+from holdfast.sessions.machine import (
+    BACKOFF_US_MAX,
+    Dead,
+    Decision,
+    DeriveState,
+    Proceed,
+    Recorded,
+    Replay,
+    Retry,
+    decide,
+)
 from holdfast.sessions.values import Source
 from holdfast.store.database import Database, Row, Tx
 
 __all__ = [
-    "Due", "Event", "Known", "Listed", "Loaded", "StateCount", "accept", "body", "count_states", "event_state", "fail",
-    "get_event", "list_events", "list_pending", "load", "recorded", "replay", "told_of",
+    "Due", "Event", "Known", "Loaded", "StateCount", "accept", "body", "count_states", "event_state", "fail",
+    "list_pending", "load", "recorded", "replay", "told_of",
 ]  # fmt: skip
 
 _PAGE = 500
@@ -182,7 +192,8 @@ class Due:
 
 async def list_pending(tx: Tx, *, now: int, limit: int, after: int = 0) -> list[Due]:
     """Return events of all orgs that are due, in the order they came, those after a place in it."""
-    rows = await tx.all("raw_events.pending", after=after, now=now, limit=limit)
+    latest = now + BACKOFF_US_MAX
+    rows = await tx.all("raw_events.pending", after=after, now=now, latest=latest, limit=limit)
     return [Due(row[0], UUID(bytes=bytes(row[1])), *row[2:]) for row in rows]
 
 
@@ -348,66 +359,9 @@ async def count_states(tx: Tx, org: UUID | None) -> list[StateCount]:
     return [StateCount(*row) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An event without its bodies."""
-
-    seq: int
-    org: UUID
-    event_id: bytes
-    capture_id: str
-    source: Source
-    provider: str
-    captured_at: int
-    received_at: int
-    request_bytes: int
-    response_bytes: int
-    flags: list[str]
-    state: DeriveState
-    attempts: int
-    retry_at: int | None
-    reason: str
-
-
-async def list_events(
-    tx: Tx, org: UUID | None, *, state: DeriveState | None = None, after: int = 0, limit: int = 50
-) -> list[Listed]:
-    """Return events in the order they came, those after a place in it; None is all orgs, or any state."""
-    rows = await tx.all(
-        "raw_events.list", derive_state=state, org=None if org is None else org.bytes, after=after, limit=limit
-    )
-    return [_listed(row) for row in rows]
-
-
-async def get_event(tx: Tx, org: UUID, event_id: bytes) -> Listed | None:
-    """Return an event without its bodies."""
-    row = await tx.one("raw_events.get", org=org.bytes, event_id=event_id)
-    return None if row is None else _listed(row)
-
-
 async def told_of(tx: Tx, org: UUID, event_id: bytes) -> dict[str, Json]:
     """Return what was told of an event but its bodies; nothing where its session was deleted."""
     row = await tx.one("raw_events.told", ids=json.dumps([event_id.hex()]), org=org.bytes)
     found = {} if row is None else jcs.read(unpack(row.envelope))
     assert isinstance(found, dict)
     return found
-
-
-def _listed(row: Row) -> Listed:
-    return Listed(
-        row.seq,
-        UUID(bytes=bytes(row.org)),
-        row.event_id,
-        row.capture_id,
-        row.source,
-        row.provider,
-        row.captured_at,
-        row.received_at,
-        row.request_bytes,
-        row.response_bytes,
-        row.flags.split(),
-        row.derive_state,
-        row.attempts,
-        row.retry_at,
-        row.error,
-    )

@@ -19,7 +19,7 @@ from holdfast.sessions.archive import rows
 from holdfast.sessions.archive.work import SWEEP, Seen, Work, seen_of
 from holdfast.sessions.derivation import Derived
 from holdfast.sessions.evidence import Account, Evidence
-from holdfast.sessions.nodes import Node
+from holdfast.sessions.nodes import HASH_VERSION, Node
 
 __all__ = ["DEPTH_ANY", "add_chain", "add_held", "add_parts", "packed", "relink", "sweep"]
 
@@ -127,16 +127,25 @@ async def add_parts(work: Work, session_id: bytes, parts: dict[bytes, bytes]) ->
 
 
 async def relink(work: Work, session_id: bytes) -> None:
-    """Hold for a session what its evidences hold, after some have left it."""
+    """Hold for a session what its evidences hold, after some have left it.
+
+    Nodes by the rules of another time stay while the evidence that they came with does: their hashes are known outside.
+    """
     org = work.org.bytes
     named = {"org": org, "session_id": session_id}
-    nodes = {(row.hash_version, row.hash) for row in await work.tx.all("node_links.of_session", **named)}
+    held = await work.tx.all("node_links.of_session", **named)
+    nodes = {(row.hash_version, row.hash) for row in held}
     parts = {row.hash for row in await work.tx.all("part_links.of_session", **named)}
     await work.tx.run("node_links.clear", [(org, session_id)])
     await work.tx.run("part_links.clear", [(org, session_id)])
+    marks: set[bytes] = set()
     for row in await work.tx.all("turn_evidence.of_session", **named):
         seen: Seen = seen_of(row)
+        marks.add(rows.mark_of(seen.evidence.mark))
         await add_held(work, session_id, seen.evidence)
+    for row in held:
+        if row.hash_version != HASH_VERSION and row.mark in marks:
+            await _link(work, session_id, row.hash_version, [row.hash], row.mark)
     nodes -= {(row.hash_version, row.hash) for row in await work.tx.all("node_links.of_session", **named)}
     parts -= {row.hash for row in await work.tx.all("part_links.of_session", **named)}
     left = [each for each in sorted(nodes) if not await _held(work, *each)]

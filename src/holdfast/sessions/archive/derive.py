@@ -202,7 +202,7 @@ async def _about(work: Work, evidence: Evidence) -> About:
         join_key=evidence.join_key,
     )
     assert row is not None
-    return About(evidence.event_id, *row)
+    return About(evidence, *row)
 
 
 def _shrunk(evidence: Evidence | None) -> tuple[Evidence | None, dict[bytes, bytes]]:
@@ -294,7 +294,7 @@ async def _is_mixed(work: Work, evidence: Evidence) -> bool:
     """
     if evidence.rank:
         return True
-    if work.about is not None and work.about.event_id == evidence.event_id:
+    if work.about is not None and work.about.is_of(evidence):
         return work.about.mixed
     row = await work.tx.one(
         "turn_evidence.mixed",
@@ -311,7 +311,7 @@ async def _is_joined(work: Work, evidence: Evidence) -> bool:
     """Say whether an evidence's join key decides anything: somebody without a message id must have it."""
     if evidence.rank and not evidence.message_id:
         return True
-    if work.about is not None and work.about.event_id == evidence.event_id:
+    if work.about is not None and work.about.is_of(evidence):
         return work.about.joined
     row = await work.tx.one("turn_evidence.loose", org=work.org.bytes, join_key=evidence.join_key)
     return row is not None

@@ -103,6 +103,9 @@ async def _family(work: Work, standings: Standings, changed: Iterable[Standing])
         for each in ids:
             join(standings.known(await work.tx.all("sessions.named", org=org, harness_session_id=each)))
             join(standings.known(await work.tx.all("sessions.hinting", org=org, hint_key=each)))
+    for member in family.values():
+        # Nobody can name a group as a parent, so its id guards nothing; yet it may name one, and is written then.
+        await work.guard_session(member.session_id, member.key)
     return list(family.values())
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 from holdfast.sessions import identity, instants
 from holdfast.sessions.archive import reading, rows
 from holdfast.sessions.evidence import TurnFacts
+from holdfast.sessions.nodes import HASH_VERSION
 from holdfast.sessions.values import Block
 from holdfast.sessions.views import Moment
 from holdfast.store.database import Tx
@@ -68,7 +69,7 @@ async def _used(tx: Tx, org: UUID, session_id: bytes, answers: set[str], most: i
     for start in range(0, min(len(links), most), _NODES):
         batch = {row.hash: row for row in links[start : min(start + _NODES, most)]}
         wanted = json.dumps([hashed.hex() for hashed in batch])
-        for row in await tx.all("nodes.contents", hashes=wanted, org=org.bytes):
+        for row in await tx.all("nodes.contents", hashes=wanted, org=org.bytes, hash_version=HASH_VERSION):
             seen_at = rows.read_mark(batch[row.hash].mark)[0]
             blocks = rows.read_blocks(row.content)
             for block in blocks:

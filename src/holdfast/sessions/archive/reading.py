@@ -11,21 +11,25 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Literal, cast
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from holdfast.sessions import cursors, identity, instants, jcs, pricing
 from holdfast.sessions.archive import chains, rows
-from holdfast.sessions.archive.captures import load
+from holdfast.sessions.archive.captures import event_state, load, told_of
 from holdfast.sessions.archive.rows import Body
-from holdfast.sessions.archive.shown import node_of, session_of, stats_of, total_of, turn_of
+from holdfast.sessions.archive.shown import event_of, node_of, session_of, stats_of, total_of, turn_of
 from holdfast.sessions.archive.work import Kept, Seen, kept_of, seen_of
 from holdfast.sessions.cursors import Listing
 from holdfast.sessions.errors import InvalidQuery
+from holdfast.sessions.machine import DeriveState
 from holdfast.sessions.values import SessionKey
 from holdfast.sessions.views import (
     Branches,
+    CapturedEvent,
+    Event,
     Fork,
     GroupBy,
     Leaf,
@@ -45,8 +49,8 @@ from holdfast.store.database import Row, Tx
 
 __all__ = [
     "PAGE_MAX", "SORTS", "Ancestry", "Difference", "ancestry", "branches", "difference", "find_session", "get_body",
-    "get_node", "get_session", "get_turn", "list_turns", "load_chain", "page_kept", "page_sessions",
-    "page_turns", "stats", "tree",
+    "get_event", "get_node", "get_session", "get_turn", "list_turns", "load_chain", "page_events", "page_kept",
+    "page_sessions", "page_turns", "stats", "tree",
 ]  # fmt: skip
 
 PAGE_MAX = 200
@@ -66,7 +70,7 @@ SORTS = {
 
 
 async def find_session(tx: Tx, org: UUID, ref: bytes | SessionKey) -> bytes | None:
-    """Return the id of a session, by its id or its key; None where there is none, or only as somebody's parent."""
+    """Return the id of a session, by its id or its key, a placeholder's too; None where there is none."""
     row = await _session_row(tx, org, ref)
     return None if row is None else row.session_id
 
@@ -249,10 +253,40 @@ async def load_chain(tx: Tx, org: UUID, turn_id: bytes, *, preview: bool = False
     if kept is None or not leaf:
         return []
     version = kept.facts.hash_version
-    found = await tx.all(
-        "nodes.ancestry", org=org.bytes, hash_version=version, leaf=bytes.fromhex(leaf), depth=chains.DEPTH_ANY
+    found = await _upwards(tx, org, version, bytes.fromhex(leaf), chains.DEPTH_ANY)
+    chain: list[Node] = []
+    while found:  # what is read goes, so that of a large message no more than one is held whole
+        chain.append(node_of(found.pop(), version, preview=preview))
+    return chain
+
+
+async def page_events(
+    tx: Tx, org: UUID, *, state: DeriveState | None, secret: bytes, limit: int, cursor: str
+) -> Page[Event]:
+    """Return a page of captured events in the order they came, of one state or of all; see `page_sessions`."""
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidQuery(f"limit is 1 to {PAGE_MAX}")
+    listing = Listing(org, "events", "seq", False, {"state": state})  # noqa: FBT003 - ascending
+    [after] = cursors.decode(listing, cursor, secret=secret) if cursor else [0]
+    found = await tx.all("raw_events.list", derive_state=state, org=org.bytes, after=after, limit=limit + 1)
+    following = cursors.encode(listing, [found[limit - 1].seq], secret=secret) if len(found) > limit else None
+    return Page(tuple(map(event_of, found[:limit])), following)
+
+
+async def get_event(tx: Tx, org: UUID, event_id: bytes) -> CapturedEvent | None:
+    """Return a captured event with what was told of it."""
+    row = await tx.one("raw_events.get", org=org.bytes, event_id=event_id)
+    known = await event_state(tx, org, event_id)
+    if row is None or known is None:
+        return None
+    event = event_of(row)
+    shape: dict[str, Any] = {each.name: getattr(event, each.name) for each in fields(event)}
+    return CapturedEvent(
+        **shape,
+        turn_id=None if known.turn_id is None else identity.shown_id("turn", known.turn_id),
+        session_id=None if known.session_id is None else identity.shown_id("ses", known.session_id),
+        told=await told_of(tx, org, event_id),
     )
-    return [node_of(row, version, preview=preview) for row in reversed(found)]
 
 
 async def get_body(tx: Tx, org: UUID, turn_id: bytes, part: Literal["request", "response"]) -> Body | None:
@@ -301,7 +335,7 @@ class Ancestry(tuple[Node, ...]):
 
 async def ancestry(tx: Tx, org: UUID, hashed: bytes, *, depth: int, version: int = 1) -> Ancestry | None:
     """Return the way from a node to its root, as far as `depth` links; None where there is no such node."""
-    found = await tx.all("nodes.ancestry", org=org.bytes, hash_version=version, leaf=hashed, depth=depth)
+    found = await _upwards(tx, org, version, hashed, depth)
     if not found:
         return None
     way = Ancestry(node_of(row, version) for row in found)
@@ -310,6 +344,12 @@ async def ancestry(tx: Tx, org: UUID, hashed: bytes, *, depth: int, version: int
         way.truncated = last.depth >= depth
         way.missing_parent = None if way.truncated else last.parent_hash.hex()
     return way
+
+
+async def _upwards(tx: Tx, org: UUID, version: int, leaf: bytes, depth: int) -> list[Row]:
+    """Return the rows from a node to its root."""
+    found = await tx.all("nodes.ancestry", org=org.bytes, hash_version=version, leaf=leaf, depth=depth)
+    return sorted(found, key=attrgetter("depth"))
 
 
 PATHS_FACTOR = 10

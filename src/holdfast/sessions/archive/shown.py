@@ -1,4 +1,4 @@
-"""Rows as they are shown: a session, a turn, a node, a group of turns. No statement is run here.
+"""Rows as they are shown: a session, a turn, an event, a node, a group of turns. No statement is run here.
 
 Invariants:
     - A sum over many turns is exact: its parts come from the store in two limbs.
@@ -22,6 +22,7 @@ from holdfast.sessions.evidence import Evidence
 from holdfast.sessions.jcs import Json
 from holdfast.sessions.values import COLUMNS, Block, CostLine, Usage
 from holdfast.sessions.views import (
+    Event,
     Node,
     Outcome,
     Parent,
@@ -38,8 +39,8 @@ from holdfast.sessions.views import (
 from holdfast.store.database import Row
 
 __all__ = [
-    "LIMB", "PREVIEW_CHARS_MAX", "cut", "node_of", "previewed", "session_of", "stats_of", "total_of", "total_tokens",
-    "turn_of",
+    "LIMB", "PREVIEW_CHARS_MAX", "cut", "event_of", "node_of", "previewed", "session_of", "stats_of", "total_of",
+    "total_tokens", "turn_of",
 ]  # fmt: skip
 
 LIMB = 1_000_000_000
@@ -206,6 +207,25 @@ def _seen(evidence: Evidence) -> Seen:
 
 
 # --- nodes --------------------------------------------------------------------------------------------
+
+
+def event_of(row: Row) -> Event:
+    """Return a captured event as it is shown."""
+    return Event(
+        event_id=identity.shown_id("cap", row.event_id),
+        capture_id=row.capture_id,
+        source=row.source,
+        provider=row.provider,
+        captured_at=instants.moment(row.captured_at),
+        received_at=instants.moment(row.received_at),
+        request_bytes=row.request_bytes,
+        response_bytes=row.response_bytes,
+        flags=row.flags.split(),
+        state=row.derive_state,
+        attempts=row.attempts,
+        reason=row.error or None,
+        retry_at=None if row.retry_at is None else instants.moment(row.retry_at),
+    )
 
 
 def node_of(row: Row, version: int, sessions: Sequence[bytes] = (), *, preview: bool = False) -> Node:

@@ -158,7 +158,7 @@ class About:
     """What the ledger knows about a call that is to be folded in.
 
     Attributes:
-        event_id: Of its event.
+        said: What it says.
         gone: Its session was deleted.
         known: Evidences of its event are stored.
         priced: Its usage has a price on record.
@@ -166,12 +166,20 @@ class About:
         joined: Somebody without a message id has its join key.
     """
 
-    event_id: bytes
+    said: Evidence
     gone: bool
     known: bool
     priced: bool
     mixed: bool
     joined: bool
+
+    def is_of(self, evidence: Evidence) -> bool:
+        """Say whether this is about an evidence: what was stored of the event before may have had other names."""
+        return self._names(self.said) == self._names(evidence)
+
+    @staticmethod
+    def _names(one: Evidence) -> tuple[object, ...]:
+        return one.event_id, one.provider, one.message_id, one.request_id, one.join_key
 
 
 @dataclass(slots=True)
@@ -286,7 +294,7 @@ class Work:
             Widen: It is not.
         """
         self.require(lock_names([key]))
-        if identity.is_synthetic(key[1]):
+        if identity.is_synthetic(key[1]) and SWEEP not in self.held:
             found = await self.tx.all("turns.of_session", org=self.org.bytes, session_id=session_id)
             callers = {row.caller for row in found if row.caller is not None}
             self.require(machine.locks([], callers=[(each, "") for each in callers]))

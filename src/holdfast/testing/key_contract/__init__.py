@@ -18,9 +18,10 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from holdfast.store.database import Database
-from holdfast.testing.key_contract.bench import Bench, Verdict
+from holdfast.testing.key_contract.bench import Bench
 from holdfast.testing.key_contract.cells import cells
 from holdfast.testing.key_contract.laws import laws
+from holdfast.testing.verdicts import Verdict
 
 __all__ = ["Verdict", "key_contract"]
 

@@ -15,7 +15,7 @@ from holdfast.idempotency import identity, keys
 from holdfast.idempotency.values import Completed, Conflict, Decision, InFlight, KeyRecord, Proceed, Replay, Tombstone
 from holdfast.store.database import Database, Statements
 
-__all__ = ["COLUMNS", "NOW", "TTL", "Bench", "Column", "Subject", "Verdict", "told"]
+__all__ = ["COLUMNS", "NOW", "TTL", "Bench", "Column", "Subject", "told"]
 
 SECOND = 1_000_000
 LEASE = 30 * SECOND
@@ -37,21 +37,6 @@ COLUMNS: tuple[Column, ...] = (
     "tombstone", "unknown", "released", "expired claim", "expired response", "expired tombstone", "expired release",
 )  # fmt: skip
 """What a record may be found as. `rerun` to `transaction` have lapsed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one trial showed.
-
-    Attributes:
-        name: What must hold.
-        ok: Whether it does.
-        detail: What was seen instead; empty when it does.
-    """
-
-    name: str
-    ok: bool
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

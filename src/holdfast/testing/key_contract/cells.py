@@ -22,9 +22,9 @@ from holdfast.testing.key_contract.bench import (
     TTL,
     Bench,
     Subject,
-    Verdict,
     told,
 )
+from holdfast.testing.verdicts import Verdict
 
 __all__ = ["ROWS", "Row", "became", "cells"]
 

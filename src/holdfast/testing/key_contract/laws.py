@@ -37,10 +37,10 @@ from holdfast.testing.key_contract.bench import (
     TTL,
     Bench,
     Subject,
-    Verdict,
     told,
 )
 from holdfast.testing.key_contract.cells import ROWS, became
+from holdfast.testing.verdicts import Verdict
 
 __all__ = ["laws"]
 

@@ -231,7 +231,9 @@ SELECT count(*) AS count FROM idem_keys WHERE state = 4
 -- name: keys.usage(since, scope_id)
 -- columns: keys_count, stored_bytes
 SELECT count(CASE WHEN created_at >= $1::bigint THEN 1 END) AS keys_count, coalesce(sum(body_bytes), 0)::bigint AS stored_bytes
-FROM idem_keys WHERE scope_id = $2::bytea
+FROM (SELECT created_at, body_bytes FROM idem_keys WHERE scope_id = $2::bytea AND state <> 1
+      UNION ALL
+      SELECT created_at, body_bytes FROM idem_keys WHERE scope_id = $2::bytea AND state = 1) AS rows
 
 -- name: keys.list(state, route, since, before_at, before_id, most)
 -- columns: key_id, scope_id, alias_of, record_id, state, fingerprint, fp_version, method, route, fence, claim_id, attempt, owner, lease_until, mode, on_lapse, irreversible, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, execution_id, created_at, claimed_at, settled_at, expires_at, first_sent_at, format

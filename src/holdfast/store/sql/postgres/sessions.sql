@@ -33,13 +33,13 @@ LEFT JOIN session_turns t ON t.org = e.org AND t.turn_id = e.turn_id
 WHERE r.org = $1::bytea AND r.event_id = $2::bytea
 ORDER BY e.evidence_key LIMIT 1
 
--- name: raw_events.pending(after, now, limit)
+-- name: raw_events.pending(after, now, latest, limit)
 -- columns: seq, org, event_id, group_key, attempts, size, received_at
--- Of all orgs: for the loop that derives.
+-- Of all orgs: for the loop that derives. Who is to wait beyond the latest time was told so by a clock that has stepped back.
 SELECT seq, org, event_id, group_key, attempts, request_bytes + response_bytes AS size, received_at
 FROM session_raw_events
-WHERE derive_state = 'pending' AND seq > $1::bigint AND (retry_at IS NULL OR retry_at <= $2::bigint)
-ORDER BY seq LIMIT $3::bigint
+WHERE derive_state = 'pending' AND seq > $1::bigint AND (retry_at IS NULL OR retry_at <= $2::bigint OR retry_at > $3::bigint)
+ORDER BY seq LIMIT $4::bigint
 
 -- name: raw_events.load(org, event_id)
 -- columns: seq, event_id, capture_id, provider, source, fingerprint, group_key, caller, captured_at, received_at, envelope, request, request_storage, request_encoding, request_type, request_sha256, request_bytes, base_event, base_request, base_storage, response, response_storage, response_encoding, response_type, response_sha256, response_bytes, fidelity, flags, derive_state, attempts, error
@@ -88,7 +88,7 @@ GROUP BY derive_state ORDER BY derive_state
 SELECT seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state,
        attempts, retry_at, error
 FROM session_raw_events
-WHERE ($1::text IS NULL OR derive_state = $1::text) AND ($2::bytea IS NULL OR org = $2::bytea) AND seq > $3::bigint
+WHERE ($1::text IS NULL OR derive_state = $1::text) AND org = $2::bytea AND seq > $3::bigint
 ORDER BY seq LIMIT $4::bigint
 
 -- name: raw_events.left(derive_state, org, version, after, limit)
@@ -149,14 +149,14 @@ FOR SHARE SKIP LOCKED
 -- It stays as it is, and others may be packed against it.
 UPDATE session_raw_events SET base_event = event_id
 WHERE org = $1::bytea AND event_id = $2::bytea AND base_event IS NULL AND request IS NOT NULL
-  AND seq IN (SELECT seq FROM session_raw_events WHERE event_id = $2::bytea FOR UPDATE SKIP LOCKED)
+  AND seq IN (SELECT seq FROM session_raw_events WHERE org = $1::bytea AND event_id = $2::bytea FOR UPDATE SKIP LOCKED)
 RETURNING seq
 
 -- name: raw_events.pack(request, base_event, org, event_id)
 -- columns: seq
 UPDATE session_raw_events SET request = $1::bytea, request_storage = 'delta', base_event = $2::bytea
 WHERE org = $3::bytea AND event_id = $4::bytea AND base_event IS NULL AND request IS NOT NULL
-  AND seq IN (SELECT seq FROM session_raw_events WHERE event_id = $4::bytea FOR UPDATE SKIP LOCKED)
+  AND seq IN (SELECT seq FROM session_raw_events WHERE org = $3::bytea AND event_id = $4::bytea FOR UPDATE SKIP LOCKED)
 RETURNING seq
 
 -- name: raw_events.hold(org, ids)
@@ -326,15 +326,15 @@ WHERE n.org = $3::bytea AND n.hash_version = $4::bigint AND n.hash = decode(w.va
 SELECT hash, parent_hash, role, content, mark
 FROM session_nodes WHERE org = $1::bytea AND hash_version = $2::bigint AND hash = $3::bytea
 
--- name: nodes.contents(hashes, org)
+-- name: nodes.contents(hashes, org, hash_version)
 -- columns: hash, content
 SELECT n.hash, n.content
 FROM jsonb_array_elements_text($1::jsonb) AS w (value) CROSS JOIN session_nodes n
-WHERE n.org = $2::bytea AND n.hash_version = 1 AND n.hash = decode(w.value, 'hex')
+WHERE n.org = $2::bytea AND n.hash_version = $3::bigint AND n.hash = decode(w.value, 'hex')
 
 -- name: nodes.ancestry(org, hash_version, leaf, depth)
 -- columns: hash, parent_hash, role, content, mark, depth
--- From a node to its root.
+-- From a node to its root, in any order: sorting would copy the contents.
 WITH RECURSIVE chain (hash, parent_hash, depth) AS (
     SELECT n.hash, n.parent_hash, 0 FROM session_nodes n
     WHERE n.org = $1::bytea AND n.hash_version = $2::bigint AND n.hash = $3::bytea
@@ -344,7 +344,6 @@ WITH RECURSIVE chain (hash, parent_hash, depth) AS (
 SELECT n.hash, n.parent_hash, n.role, n.content, n.mark, c.depth
 FROM chain c CROSS JOIN session_nodes n
 WHERE n.org = $1::bytea AND n.hash_version = $2::bigint AND n.hash = c.hash
-ORDER BY c.depth
 
 -- name: nodes.of_session(org, session_id, limit)
 -- columns: hash_version, hash, parent_hash, role, mark

@@ -32,12 +32,12 @@ LEFT JOIN session_turns t ON t.org = e.org AND t.turn_id = e.turn_id
 WHERE r.org = :org AND r.event_id = :event_id
 ORDER BY e.evidence_key LIMIT 1
 
--- name: raw_events.pending(after, now, limit)
+-- name: raw_events.pending(after, now, latest, limit)
 -- columns: seq, org, event_id, group_key, attempts, size, received_at
--- Of all orgs: for the loop that derives.
+-- Of all orgs: for the loop that derives. Who is to wait beyond the latest time was told so by a clock that has stepped back.
 SELECT seq, org, event_id, group_key, attempts, request_bytes + response_bytes AS size, received_at
 FROM session_raw_events
-WHERE derive_state = 'pending' AND seq > :after AND (retry_at IS NULL OR retry_at <= :now)
+WHERE derive_state = 'pending' AND seq > :after AND (retry_at IS NULL OR retry_at <= :now OR retry_at > :latest)
 ORDER BY seq LIMIT :limit
 
 -- name: raw_events.load(org, event_id)
@@ -87,7 +87,7 @@ GROUP BY derive_state ORDER BY derive_state
 SELECT seq, org, event_id, capture_id, source, provider, captured_at, received_at, request_bytes, response_bytes, flags, derive_state,
        attempts, retry_at, error
 FROM session_raw_events
-WHERE (:derive_state IS NULL OR derive_state = :derive_state) AND (:org IS NULL OR org = :org) AND seq > :after
+WHERE (:derive_state IS NULL OR derive_state = :derive_state) AND org = :org AND seq > :after
 ORDER BY seq LIMIT :limit
 
 -- name: raw_events.left(derive_state, org, version, after, limit)
@@ -317,15 +317,15 @@ WHERE n.org = :org AND n.hash_version = :hash_version AND n.hash = unhex(w.value
 SELECT hash, parent_hash, role, content, mark
 FROM session_nodes WHERE org = :org AND hash_version = :hash_version AND hash = :hash
 
--- name: nodes.contents(hashes, org)
+-- name: nodes.contents(hashes, org, hash_version)
 -- columns: hash, content
 SELECT n.hash, n.content
 FROM json_each(:hashes) AS w CROSS JOIN session_nodes n
-WHERE n.org = :org AND n.hash_version = 1 AND n.hash = unhex(w.value)
+WHERE n.org = :org AND n.hash_version = :hash_version AND n.hash = unhex(w.value)
 
 -- name: nodes.ancestry(org, hash_version, leaf, depth)
 -- columns: hash, parent_hash, role, content, mark, depth
--- From a node to its root.
+-- From a node to its root, in any order: sorting would copy the contents.
 WITH RECURSIVE chain (hash, parent_hash, depth) AS (
     SELECT n.hash, n.parent_hash, 0 FROM session_nodes n
     WHERE n.org = :org AND n.hash_version = :hash_version AND n.hash = :leaf
@@ -335,7 +335,6 @@ WITH RECURSIVE chain (hash, parent_hash, depth) AS (
 SELECT n.hash, n.parent_hash, n.role, n.content, n.mark, c.depth
 FROM chain c CROSS JOIN session_nodes n
 WHERE n.org = :org AND n.hash_version = :hash_version AND n.hash = c.hash
-ORDER BY c.depth
 
 -- name: nodes.of_session(org, session_id, limit)
 -- columns: hash_version, hash, parent_hash, role, mark
