@@ -24,7 +24,6 @@ from holdfast.server.backend import Backend
 from holdfast.server.bodies import Door
 from holdfast.server.express import Express
 from holdfast.server.gate import Gate, check_bind
-from holdfast.server.wire import Wire
 from holdfast.sessions.admission import Admission
 from holdfast.sessions.facade import Archive
 
@@ -90,8 +89,9 @@ class Serving:
             listening: Where, as `listen` made it; closed at the end.
             ready: Called once requests are taken.
         """
+        # h11, also where the faster httptools is to be had: with that, trailers of a request come to be headers of it.
         settings = uvicorn.Config(
-            self._door, http=Wire, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
+            self._door, http="h11", lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, int(self._config.shutdown_ms / 1000 * ANSWERING_SHARE)),
         )  # fmt: skip
