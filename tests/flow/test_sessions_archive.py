@@ -16,7 +16,7 @@ from tests.flow.captured import CARDS, archive, call, recording, rows
 from tests.unit.sessions_data import SHARED
 
 from holdfast.core.errors import Busy, Closed, Unavailable
-from holdfast.sessions import Attribution, Selector, instants
+from holdfast.sessions import Attribution, Selector, SessionFilters, instants
 from holdfast.sessions.archive.rows import read_session
 from holdfast.sessions.config import Derive, Retention, SessionsConfig
 from holdfast.sessions.errors import CaptureConflict, Forbidden, InvalidField, NotFound, SessionError
@@ -189,6 +189,17 @@ async def test_a_wrong_clock_is_noted_and_not_believed(db: Database) -> None:
     assert row is not None
     assert row.started_at is not None
     assert abs(row.started_at - db.clock.now()) < 600_000_000
+
+
+async def test_an_instant_without_a_time_zone_is_refused_by_its_name(db: Database) -> None:
+    books, when = archive(db), datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is tried
+    answer = await books.ingest(call("a", started_at=when))
+    assert isinstance(answer, Refused)
+    assert (answer.code, answer.field) == ("invalid_field", "/started_at")
+    with pytest.raises(InvalidField):
+        await books.list(SessionFilters(until=when))
+    with pytest.raises(InvalidField):
+        await books.stats(since=when)
 
 
 async def test_a_call_from_before_what_is_kept_is_refused(db: Database) -> None:

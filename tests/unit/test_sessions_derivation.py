@@ -17,6 +17,7 @@ from tests.unit.sessions_data import FIXTURES, SHARED, recorded, used
 from holdfast.sessions import headers, instants, jcs
 from holdfast.sessions.calls import Rule
 from holdfast.sessions.derivation import Derived, RawEvent, derive, moved
+from holdfast.sessions.errors import InvalidField
 from holdfast.sessions.evidence import Evidence, SessionRow, TurnFacts
 from holdfast.sessions.pricing import CardSource, cards, from_pusd, settle, to_pusd
 from holdfast.sessions.turns import fold, merge, partition, refold
@@ -308,3 +309,9 @@ def test_the_recorded_session_is_the_same_in_any_order() -> None:
         "2.1.219",
     )
     assert (row.models, row.unpriced_turn_count, row.unmeasured_turn_count) == ({"claude-sonnet-4-6": 17}, 0, 0)
+
+
+def test_an_instant_without_a_time_zone_is_none() -> None:
+    with pytest.raises(InvalidField) as refused:
+        instants.micros(datetime(2026, 1, 1), "/captured_at")  # noqa: DTZ001 - that is what is tried
+    assert refused.value.field == "/captured_at"

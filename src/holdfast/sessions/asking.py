@@ -265,8 +265,8 @@ class Asking:
             return await reading.stats(
                 tx,
                 principal.org_id,
-                since=None if since is None else instants.micros(since),
-                until=None if until is None else instants.micros(until),
+                since=None if since is None else instants.micros(since, "/since"),
+                until=None if until is None else instants.micros(until, "/until"),
                 group_by=group_by,
             )
 

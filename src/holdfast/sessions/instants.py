@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
+from holdfast.sessions.errors import InvalidField
+
 __all__ = ["micros", "moment", "parse", "written"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -18,8 +20,14 @@ _RFC3339 = re.compile(
 )
 
 
-def micros(when: datetime) -> int:
-    """Return an aware datetime in microseconds of the epoch."""
+def micros(when: datetime, field: str = "") -> int:
+    """Return a datetime in microseconds of the epoch.
+
+    Raises:
+        InvalidField: It has no time zone; `field` is named.
+    """
+    if when.tzinfo is None:
+        raise InvalidField("an instant needs a time zone", "give it one: datetime.now(UTC)", field=field)
     return (when - _EPOCH) // timedelta(microseconds=1)
 
 

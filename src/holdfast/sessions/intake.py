@@ -334,7 +334,7 @@ def _as_told(call: Call) -> dict[str, Json]:
         told[name] = getattr(call, name)
     for name in ("captured_at", "started_at", "ended_at"):
         when = getattr(call, name)
-        told[name] = None if when is None else instants.micros(when)
+        told[name] = None if when is None else instants.micros(when, f"/{name}")
     if call.upstream is not None:
         told["upstream"] = _upstream_told(call.upstream)
     if call.session is not None:

@@ -268,8 +268,8 @@ class Repairing(Asking):
         wanted = Wanted(
             session_id=None if filters.session is None else await self._require(filters.session, principal),
             model=filters.model,
-            since=None if filters.since is None else instants.micros(filters.since),
-            until=None if filters.until is None else instants.micros(filters.until),
+            since=None if filters.since is None else instants.micros(filters.since, "/since"),
+            until=None if filters.until is None else instants.micros(filters.until, "/until"),
         )
         used: list[Used] = []
         count = repricing.Count()

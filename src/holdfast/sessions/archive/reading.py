@@ -168,8 +168,8 @@ def _asked(filters: SessionFilters) -> dict[str, object]:
     return {
         **texts,
         "placeholders": int(filters.include_placeholders),
-        "since": None if filters.since is None else instants.micros(filters.since),
-        "until": None if filters.until is None else instants.micros(filters.until),
+        "since": None if filters.since is None else instants.micros(filters.since, "/since"),
+        "until": None if filters.until is None else instants.micros(filters.until, "/until"),
         "min_cost": pricing.to_pusd(filters.min_cost),
     }
 
