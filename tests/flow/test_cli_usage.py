@@ -69,7 +69,7 @@ def test_a_group_without_a_command_explains_itself_and_is_a_usage_error(path: tu
         ("demo", "--turns", "several"),
         ("verify", "--db"),
         # Later slices bring these.
-        *((later,) for later in ("submit", "worker", "signal", "promises", "queues", "schedules", "crypto")),
+        *((later,) for later in ("submit", "worker", "signal", "promises", "queues", "schedules")),
         ("executions", "prune"),
     ],
     ids=" ".join,
