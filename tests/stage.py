@@ -106,7 +106,3 @@ def halves(*cases: str) -> list[Any]:
         for turn, ledger in enumerate(("sqlite-file", "postgres"))
         for number, case in enumerate(cases)
     ]
-
-
-steps = pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.torture)], ids=["every other", "every"])
-"""Of boundaries that are gone through, every other one always, and each of them under torture."""
