@@ -34,7 +34,7 @@ from holdfast.testing.boundaries import CrashingDatabase
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 
 Deed = Callable[[Archive, Principal], Awaitable[Any]]
-STEP = 29
+STEP = 11
 """Of the boundaries the suite tries one in so many, and under torture all."""
 
 
