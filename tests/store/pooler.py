@@ -11,18 +11,71 @@ from urllib.parse import parse_qs, urlsplit
 
 __all__ = ["Pooler"]
 
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
 STARTUP = b"\0\3\0\0"
 NO_ENCRYPTION = (struct.pack("!I", 80877103), struct.pack("!I", 80877104))
 ENDS_A_ROUND = b"QS"  # a query, or a sync
-READY, IDLE, LEAVES = b"Z", b"I", b"X"
+READY, IDLE, LEAVES, REFUSES = b"Z", b"I", b"X", b"E"
+
+
+class Session:
+    """A session of the server. It is read from also while nobody has it, so that its end is noticed at once.
+
+    Attributes:
+        ended: Whether the server has ended it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._client: asyncio.StreamWriter | None = None
+        self._states: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.ended = False
+        self._reading = asyncio.ensure_future(self._read(reader))
+
+    def close(self) -> None:
+        """Leave: the server rolls back what has not been committed."""
+        self._writer.close()
+
+    async def run(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass a client's messages on until the server says that it is in no transaction any more.
+
+        Raises:
+            asyncio.IncompleteReadError: The client has left within a transaction.
+            ConnectionError: The same, or the server has ended the session.
+        """
+        self._client = writer
+        message = first
+        while True:
+            self._writer.write(message)  # `LEAVES` ends the session, and what it has begun
+            if message[:1] in ENDS_A_ROUND:
+                state = await self._states.get()
+                if state == IDLE:
+                    self._client = None
+                    return
+                if state is None:
+                    raise ConnectionError("the server has ended the session")
+            message = await _message(reader)  # who leaves within a transaction says so, or just goes
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Pass answers on. A client whose session ends is cut off: nobody else would ever answer what he asked."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                message = await _message(reader)
+                if self._client is not None and not self._client.is_closing():
+                    self._client.write(message)
+                if message[:1] == READY:
+                    self._states.put_nowait(message[5:6])
+        self.ended = True
+        self._states.put_nowait(None)
+        if self._client is not None:
+            self._client.close()
 
 
 class Pooler:
     """Stands before a server that listens on a unix socket and trusts its users.
 
-    It forgets nothing of a session between two clients, and supports no prepared statement but the unnamed one.
+    It forgets nothing of a session between two clients, and supports no prepared statement but the unnamed one. As
+    PgBouncer does, it replaces a session that has ended when somebody wants it, and ends a client's connection
+    together with the session he has.
 
     Attributes:
         url: What clients connect to.
@@ -35,8 +88,8 @@ class Pooler:
         self._socket = f"{directory}/.s.PGSQL.5432"
         self._user, self._database = parts.username or "", parts.path[1:]
         self._wanted = sessions
-        self._sessions: asyncio.Queue[Stream] = asyncio.Queue()
-        self._made: list[Stream] = []
+        self._places: asyncio.Queue[Session | None] = asyncio.Queue()  # None: a session has yet to be made
+        self._made: list[Session] = []
         self._greeting = b""
         self.url = ""
         self.rounds = 0
@@ -52,24 +105,29 @@ class Pooler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        for _, writer in self._made:
-            writer.close()
+        for session in self._made:
+            session.close()
 
     async def grow(self, sessions: int) -> None:
-        """Open more sessions. Clients are told of the first one's, whichever they get."""
+        """Have more sessions. Clients are told of the first one's, whichever they get."""
         for _ in range(sessions):
-            reader, writer = await asyncio.open_unix_connection(self._socket)
-            body = STARTUP + b"".join(
-                part.encode() + b"\0" for part in ("user", self._user, "database", self._database, "")
-            )
-            writer.write(struct.pack("!I", len(body) + 4) + body)
-            greeting = b""
-            while (message := await _message(reader))[:1] != READY:
-                assert message[:1] != b"E", message
-                greeting += message
-            self._greeting = self._greeting or greeting
-            self._made.append((reader, writer))
-            self._sessions.put_nowait((reader, writer))
+            self._places.put_nowait(await self._open())
+
+    async def _open(self) -> Session:
+        reader, writer = await asyncio.open_unix_connection(self._socket)
+        body = STARTUP + b"".join(
+            part.encode() + b"\0" for part in ("user", self._user, "database", self._database, "")
+        )
+        writer.write(struct.pack("!I", len(body) + 4) + body)
+        greeting = b""
+        while (message := await _message(reader))[:1] != READY:
+            if message[:1] == REFUSES:
+                raise ConnectionError(message)
+            greeting += message
+        self._greeting = self._greeting or greeting
+        session = Session(reader, writer)
+        self._made.append(session)
+        return session
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -77,45 +135,20 @@ class Pooler:
                 writer.write(b"N")
             writer.write(self._greeting + READY + struct.pack("!I", 5) + IDLE)
             while (first := await _message(reader))[:1] != LEAVES:
-                session = await self._sessions.get()
+                session = await self._places.get()
                 self.rounds += 1
                 try:
-                    await _transaction(first, (reader, writer), session)
+                    if session is None or session.ended:
+                        session = await self._open()
+                    await session.run(first, reader, writer)
                 except BaseException:  # the client has left within a transaction, or the server has ended the session
-                    session[1].close()
-                    await self.grow(1)
+                    if session is not None:
+                        session.close()
+                    session = None
                     raise
-                self._sessions.put_nowait(session)
+                finally:
+                    self._places.put_nowait(session)
         writer.close()
-
-
-async def _transaction(first: bytes, client: Stream, server: Stream) -> None:
-    """Pass messages on until the server says that it is in no transaction any more."""
-    states: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-    async def answer() -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                message = await _message(server[0])
-                client[1].write(message)
-                if message[:1] == READY:
-                    states.put_nowait(message[5:6])
-        states.put_nowait(None)
-
-    answering = asyncio.ensure_future(answer())
-    try:
-        message = first
-        while True:
-            server[1].write(message)  # `LEAVES` ends the session, and what it has begun
-            if message[:1] in ENDS_A_ROUND:
-                state = await states.get()
-                if state == IDLE:
-                    return
-                if state is None:
-                    raise ConnectionError("the server has ended the session")
-            message = await _message(client[0])  # who leaves within a transaction says so, or just goes
-    finally:
-        answering.cancel()
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:

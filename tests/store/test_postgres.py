@@ -14,9 +14,12 @@ import pytest
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import Busy, ConfigError, HoldfastError, StoreError, Unavailable
 from holdfast.core.loops import spawn
-from holdfast.store import Append, Database, StoreSettings, postgres_batch, postgres_pool
+from holdfast.store import Append, Database, StoreSettings, postgres_pool
+from holdfast.store.batch import Batch
 from holdfast.store.postgres import READERS_MAX, PostgresDatabase
+from holdfast.store.postgres_batch import Lane
 from holdfast.store.postgres_errors import label_of
+from holdfast.store.postgres_pool import Link
 from holdfast.store.writer import Overdue
 from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
@@ -152,7 +155,7 @@ async def test_a_connection_that_hangs_is_replaced(
     fragile: PostgresDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its session may wake up and commit what is being committed again."""
-    monkeypatch.setattr(postgres_batch, "STALL_S", 0.3)
+    monkeypatch.setattr(postgres_pool, "STALL_S", 0.3)
     pks = await executions(fragile, 6)
     await put(fragile, *(entry(fragile, pk, 0) for pk in pks))
     appends = [entry(fragile, pk, 1) for pk in pks]
@@ -167,6 +170,56 @@ async def test_a_connection_that_hangs_is_replaced(
     assert all(result.fence == 1 for result in await settled_all(*appends))
     for pk in pks:
         assert [row.idx for row in await entries(fragile, pk)] == [0, 1]
+
+
+@pytest.mark.parametrize("way", ["connecting", "making calls"])
+async def test_a_batch_that_was_given_up_before_it_began_is_not_committed(way: str, pg: PostgresDatabase) -> None:
+    """The writer died while the lane was connecting: what it gave up is committed again, by somebody else."""
+    gate = asyncio.Event()
+    links: list[Link] = []
+
+    async def connect(settings: dict[str, str]) -> Link:
+        links.append(link := await pg._connect_lane(settings))
+        if len(links) == 1:
+            await gate.wait()
+        return link
+
+    [pk] = await executions(pg)
+    lane = Lane(connect, statements=pg.statements, label="a lane")
+    preparing = spawn(lane.prepare(()) if way == "making calls" else asyncio.sleep(0), "a lane is made ready")
+    batch = Batch(0, [entry(pg, pk, 0)], lambda _batch, _error: None, careful=False)
+    batch.group(set())
+    given_up = spawn(lane.commit(batch), "a batch")
+    while not links:
+        await pg.clock.sleep(0.001)
+    reopening = spawn(lane.reopen(), "a lane is reopened")
+    if way == "connecting":
+        await reopening
+    else:
+        await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(preparing, reopening)
+    with pytest.raises(Unavailable):
+        await given_up
+    assert await entries(pg, pk) == []
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+async def test_a_transaction_that_a_silent_server_does_not_end_is_given_up(
+    way: str, fragile: PostgresDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(20):
+        with monkeypatch.context() as impatient:
+            try:
+                with contextlib.nullcontext() if way == "read" else pytest.raises(Unavailable):
+                    async with getattr(fragile, way)() as tx:
+                        await tx.one("ledger.get", name="namespace")
+                        impatient.setattr(postgres_pool, "STALL_S", 0.1)
+                        server.pause()
+            finally:
+                server.resume()
+        async with getattr(fragile, way)() as tx:
+            assert await tx.one("ledger.get", name="namespace") is not None
 
 
 async def test_idle_connections_survive_a_restart(fragile: PostgresDatabase, server: PostgresServer) -> None:

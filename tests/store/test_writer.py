@@ -356,6 +356,30 @@ async def test_a_writer_that_dies_comes_back_and_commits_in_order(path: str, mod
         assert writer.failures == 1
 
 
+async def test_a_restart_that_fails_as_nobody_foresaw_is_tried_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with notes(path) as database:
+        reopen, tried = database.reopen, 0
+
+        async def odd(lane: int) -> None:
+            nonlocal tried
+            tried += 1
+            if tried == 1:
+                raise RuntimeError("odd")
+            await reopen(lane)
+
+        monkeypatch.setattr(database, "reopen", odd)
+        append = note(1, 0)
+        assert database.writer.offer(append)
+        database.writer.faults.die()
+        assert append.future is not None
+        async with asyncio.timeout(20):
+            await append.future
+        assert tried == 2
+        assert await listed(database, 1) == [0]
+
+
 async def test_a_batch_whose_acknowledgement_was_lost_is_recognised(path: str, mode: str) -> None:
     """Its rows are there under the same fence, and its run is finished: that is an ack, not a lost fence."""
     async with notes(path) as database:
@@ -426,6 +450,14 @@ async def test_close_brings_a_dead_writer_back_first(path: str) -> None:
     database.writer.faults.die()
     await database.close()
     assert append.state == "done"
+
+
+async def test_close_ends_the_attempts_to_bring_a_dead_writer_back(path: str) -> None:
+    database = await open_notes(path)
+    database.writer.faults.die()
+    await database.close()
+    await database.clock.sleep(0.2)
+    assert database.writer.failures == 1
 
 
 async def test_close_gives_up_in_the_end_and_says_what_was_lost(path: str) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
@@ -57,8 +56,6 @@ LANE_SETTINGS = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-STALL_S = 30.0
-"""How long a commit, or making a call, may take before its connection counts as lost."""
 COLLISIONS_MAX = 5
 """How often a batch that met another transaction is run again at once."""
 CALLS_MAX = 100
@@ -88,42 +85,6 @@ class _Call:
         self.names = frozenset(recipe.names)
 
 
-class _Watch:
-    """Cuts a connection that does not answer; one timer for many commits.
-
-    Real time, whatever clock a test may set: one that leaps must not cut a connection that works.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._link: Link | None = None
-        self._due = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, link: Link) -> None:
-        """Give a connection `STALL_S` from now."""
-        self._link = link
-        self._due = self._loop.time() + STALL_S
-        if self._timer is not None and self._timer.when() > self._due:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due, self._look)
-
-    def stop(self) -> None:
-        """It has answered."""
-        self._link = None
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._link is None:
-            return
-        if self._loop.time() >= self._due:
-            self._link.connection.terminate()
-        else:
-            self._timer = self._loop.call_at(self._due, self._look)
-
-
 class _Refused(Exception):
     """A guard gave no row for a key; nothing was written."""
 
@@ -147,7 +108,7 @@ class Lane:
         self._ghosts: list[Link] = []
         self._used = False
         self._preparing: asyncio.Future[None] | None = None
-        self._watch = _Watch()
+        self._turn = 0
         self._lone: Counter[_Key] = Counter()
         self._columns: dict[str, dict[str, str]] = {}
         self._made = 0
@@ -160,14 +121,13 @@ class Lane:
             StoreError: The database is; `batch.in_doubt` says whether it may be committed all the same.
         """
         self._used = True
+        turn = self._turn
         if self._preparing is not None:
             await self._preparing
-        link = self._link
-        if link is None or link.closed:
-            link = await self._open()
-        self._watch.start(link)
+        link = await self._open(turn)
         try:
-            await self._run(batch, link)
+            with link.watch:
+                await self._run(batch, link)
         except _FAILURES as error:
             lost = is_lost(error) or link.closed
             if lost:
@@ -178,8 +138,6 @@ class Lane:
             if is_append_fault(error) and not lost and not batch.careful:
                 raise AppendFailed from cause_of(error)
             raise translate(error, self._label) from cause_of(error)
-        finally:
-            self._watch.stop()
 
     async def prepare(self, plans: Iterable[Plan]) -> None:
         """Connect and make the functions of plans before the first batch; what goes wrong is left to that."""
@@ -189,12 +147,11 @@ class Lane:
         self._preparing = asyncio.get_running_loop().create_future()
         try:
             with contextlib.suppress(*_FAILURES):
-                link = await self._open()
-                self._watch.start(link)
-                for plan in plans:
-                    await self._find_call(_whole(plan), link)
+                link = await self._open(self._turn)
+                with link.watch:
+                    for plan in plans:
+                        await self._find_call(_whole(plan), link)
         finally:
-            self._watch.stop()
             self._preparing.set_result(None)
             self._preparing = None
 
@@ -204,26 +161,38 @@ class Lane:
         Raises:
             StoreError: The server cannot be reached, or the session does not end.
         """
+        self._turn += 1
         if self._link is not None:
             self._lose(self._link)
         if self._preparing is not None:
             await self._preparing
-        link = await self._open()
+        link = await self._open(self._turn)
         evict = self._statements["ledger.evict"].text
         while self._ghosts:
             session = self._ghosts[-1].session
             if link.pooled and session.since is None:  # it began no transaction, and the session is anybody's
                 self._ghosts.pop()
                 continue
-            with Edge(self._label):
+            with Edge(self._label), link.watch:
                 found = await link.connection.fetchrow(evict, session.pid, session.started, session.since)
             if found is not None and not found[0]:
                 raise Unavailable(f"{self._label}: a lost session has not ended yet", "it is asked again")
             self._ghosts.pop()
 
-    async def _open(self) -> Link:
-        self._link = await self._connect(LANE_SETTINGS)
-        return self._link
+    async def _open(self, turn: int) -> Link:
+        """Return the connection, made if need be; to nobody who began before the lane was reopened.
+
+        `reopen` can end what runs on a connection that it knows of. Who is about to have one, or to be given the new
+        one, would commit beside the batch that is committed again.
+        """
+        if turn == self._turn and self._link is not None and not self._link.closed:
+            return self._link
+        link = await self._connect(LANE_SETTINGS)
+        if turn != self._turn:
+            link.connection.terminate()
+            raise Unavailable(f"{self._label}: the batch was given up", "it is committed again")
+        self._link = link
+        return link
 
     def _lose(self, link: Link) -> None:
         link.connection.terminate()
@@ -234,7 +203,8 @@ class Lane:
     async def _end(self, link: Link) -> None:
         """Roll back; a connection that cannot is given up, and its server rolls back."""
         try:
-            await link.connection.execute("ROLLBACK")
+            with link.watch:
+                await link.connection.execute("ROLLBACK")
         except DRIVER_ERRORS:
             self._lose(link)
 
@@ -343,7 +313,7 @@ class Lane:
             if not is_append_fault(error) and not isinstance(error, asyncpg.InsufficientPrivilegeError):
                 raise
         link.calls[key] = call
-        self._watch.start(link)
+        link.watch.start()
         return call
 
     async def _make_call(self, key: _Key, link: Link) -> _Call | None:

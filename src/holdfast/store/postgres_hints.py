@@ -76,7 +76,7 @@ class Listener:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         link.connection.add_termination_listener(lambda _: ended.cancel())
         try:
-            with self._edge:
+            with self._edge, link.watch:
                 await link.connection.add_listener(self._channel, self._heard)
             for channel in self._hints.channels():
                 self._hints.wake(channel)

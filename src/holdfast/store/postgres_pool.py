@@ -8,6 +8,8 @@ Invariants:
     - A session, or where there is a pooler a transaction, commits with `synchronous_commit=on`, in READ COMMITTED, on
       a server that flushes.
     - A connection is lent once at a time, and comes back outside a transaction or not at all.
+    - To make a connection, to begin and to end a transaction takes no longer than `STALL_S`, whatever the server does.
+      A statement inside may wait for a lock, for as long as somebody holds that; not for a machine that is gone.
     - No connection is used or closed in a forked child.
 """
 
@@ -15,8 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -30,10 +35,14 @@ from holdfast.store.postgres_errors import DRIVER_ERRORS, Edge, is_lost, is_unpr
 if TYPE_CHECKING:
     from holdfast.store.settings import StoreSettings
 
-__all__ = ["Connector", "Link", "Pool", "begun"]
+__all__ = ["Connector", "Link", "Pool", "Watch", "begun"]
 
 CONNECT_S = 10.0
 CLOSE_S = 2.0
+STALL_S = 30.0
+"""How long a connection may not answer before it counts as lost."""
+PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": int(STALL_S * 1000)}
+"""Seconds without a word, seconds between two probes, how many; and milliseconds until what was sent has arrived."""
 READ_BYTES = 64 * 1024
 """An answer is read in pieces of at most this size: below 128 KiB the allocator keeps them."""
 SERVER_MIN = 140_000
@@ -56,22 +65,67 @@ def begun(begin: str, settings: Mapping[str, str]) -> str:
     return "; ".join((begin, *(f"SET LOCAL {name} TO '{value}'" for name, value in local.items())))
 
 
+class Watch:
+    """Cuts a connection when a block takes too long; one timer for many blocks.
+
+    Real time, whatever clock a test may set: one that leaps must not cut a connection that works.
+
+    Args:
+        connection: The driver's connection.
+    """
+
+    __slots__ = ("_connection", "_due", "_timer")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._due = math.inf
+
+    def start(self) -> None:
+        """Give the connection `STALL_S` from now."""
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + STALL_S
+        if self._timer is not None and self._timer.when() > self._due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._due:
+            self._connection.terminate()
+        elif self._due < math.inf:
+            self._timer = loop.call_at(self._due, self._look)
+
+
 class Link:
     """A connection, and what the server calls its session.
 
     Attributes:
         connection: The driver's connection.
         session: What `ledger.session` said of it.
+        watch: Cuts it when it does not answer.
         pooled: Whether each transaction may get another session.
         used: Whether a transaction has been on it: its server may have gone since.
         calls: What a lane has prepared on it.
     """
 
-    __slots__ = ("calls", "connection", "pooled", "session", "used")
+    __slots__ = ("calls", "connection", "pooled", "session", "used", "watch")
 
     def __init__(self, connection: Any, session: Row, *, pooled: bool = False) -> None:
         self.connection = connection
         self.session = session
+        self.watch = Watch(connection)
         self.pooled = pooled
         self.used = False
         self.calls: dict[Any, Any] = {}
@@ -117,7 +171,10 @@ class Connector:
         while link is None:
             pooled = self.pooled
             connection = await self._open(pooled=pooled)
-            _read_less(connection)
+            transport = getattr(connection, "_transport", None)
+            if transport is not None:
+                _read_less(transport)
+                _probe(transport)
             try:
                 link = await self._introduce(connection, wanted, pooled=pooled)
                 if self._cut:
@@ -147,7 +204,7 @@ class Connector:
     async def _introduce(self, connection: Any, wanted: Mapping[str, str], *, pooled: bool) -> Link | None:
         """Make a session what it should be; None: it is a pooler's, and was not expected to be."""
         try:
-            with self._edge:
+            with self._edge, Watch(connection):
                 if not pooled and not self._looked:
                     # Nothing is set yet: if the session is somebody else's next, he must not find it changed.
                     session = await self._ask(connection, {})
@@ -219,15 +276,28 @@ class Connector:
             )
 
 
-def _read_less(connection: Any) -> None:
+def _read_less(transport: Any) -> None:
     """Let answers be read in pieces that the allocator keeps at hand.
 
     A transport reads into a buffer of 256 KiB, which for every answer is mapped anew and given back: that costs as
     much as the rest of the round trip. `max_size` is the transport's own, where it has one.
     """
-    transport = getattr(connection, "_transport", None)
     if getattr(transport, "max_size", 0) > READ_BYTES:
-        transport.max_size = READ_BYTES  # type: ignore[union-attr] # it has the attribute
+        transport.max_size = READ_BYTES
+
+
+def _probe(transport: Any) -> None:
+    """Let the kernel find out that the server's machine is gone, without which some waits would have no end.
+
+    Who listens says nothing himself, and a statement may take as long as it likes.
+    """
+    found = transport.get_extra_info("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # it is closed already: whoever uses it is told
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in PROBES.items():
+                if hasattr(socket, name):  # not every system has all of them
+                    found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Pool:
@@ -259,7 +329,7 @@ class Pool:
                 link = await self._find()
                 begin = begun(self._begin, {}) if link.pooled else self._begin
                 try:
-                    with self._edge:
+                    with self._edge, link.watch:
                         await link.connection.execute(begin)
                 except BaseException as error:
                     link.connection.terminate()
@@ -308,9 +378,11 @@ class Pool:
     async def _fetch(self, link: Link, text: str, values: Sequence[object]) -> Any:
         if not link.pooled:
             return await link.connection.fetchrow(text, *values)
-        await link.connection.execute(begun(self._begin, {}))
+        with link.watch:
+            await link.connection.execute(begun(self._begin, {}))
         row = await link.connection.fetchrow(text, *values)
-        await link.connection.execute("COMMIT")
+        with link.watch:
+            await link.connection.execute("COMMIT")
         return row
 
     def lend(self, link: Link) -> None:
@@ -338,7 +410,8 @@ class Pool:
         """End a transaction without a trace, and take the connection back."""
         try:
             if not link.closed:
-                await link.connection.execute("ROLLBACK")
+                with link.watch:
+                    await link.connection.execute("ROLLBACK")
         except BaseException as error:
             link.connection.terminate()  # the server rolls back what nobody will commit
             if not isinstance(error, Exception):
@@ -353,7 +426,7 @@ class Pool:
             StoreError: It failed; after `Unavailable` nobody knows whether it did.
         """
         try:
-            with self._edge:
+            with self._edge, link.watch:
                 done = await link.connection.execute("COMMIT")
         except BaseException:
             link.connection.terminate()

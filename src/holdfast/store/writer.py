@@ -448,8 +448,8 @@ class Writer:
         failed: StoreError | None = None
         try:
             await self._committer.reopen(lane.index)
-        except StoreError as error:
-            failed = error
+        except Exception as error:  # noqa: BLE001 - a lane that is not tried again holds up its appends for ever
+            failed = error if isinstance(error, StoreError) else StoreError(f"no new start: {type(error).__name__}")
         if self._over:
             return
         lane.down = False
@@ -512,11 +512,9 @@ class Writer:
             if not waiter.done():
                 waiter.set_exception(_closed())
         await self._flush()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.pending_items:
             raise self._give_up()
+        self._drop(lambda future: future.cancel())  # there is nothing, but a lane that is down would be tried for ever
 
     async def _flush(self) -> None:
         # In real time: a program that ends must end, whatever clock its ledger goes by.
