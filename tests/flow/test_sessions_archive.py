@@ -17,15 +17,16 @@ from tests.unit.sessions_data import SHARED
 
 from holdfast.core.errors import Busy, Closed, Unavailable
 from holdfast.sessions import Attribution, Selector, SessionFilters, instants
+from holdfast.sessions.archive import count_states
 from holdfast.sessions.archive.rows import read_session
-from holdfast.sessions.config import Derive, Retention, SessionsConfig
+from holdfast.sessions.config import Derive, Prices, Retention, SessionsConfig
 from holdfast.sessions.errors import CaptureConflict, Forbidden, InvalidField, NotFound, SessionError
 from holdfast.sessions.evidence import SessionRow
 from holdfast.sessions.facade import Archive
 from holdfast.sessions.ingest import store_error
 from holdfast.sessions.pricing import CardSource, PriceQuery, from_pusd
 from holdfast.sessions.values import LOCAL, Call, Cost, Duplicate, Principal, Refused, Stored
-from holdfast.store import Database
+from holdfast.store import Database, StoreSettings
 from holdfast.testing import CrashingDatabase, ManualClock
 from holdfast.testing.store_contract import LocalStore
 
@@ -473,3 +474,32 @@ async def test_what_is_derived_anew_is_what_was(db: Database) -> None:
     assert await books.verify() == []
     with pytest.raises(NotFound):
         await books.rebuild("nonsense")
+
+
+async def test_calls_that_come_in_go_before_what_is_derived(tmp_path: Path) -> None:
+    """SX-172: while a call waits to be written the deriver pauses after each of its transactions."""
+    clock = ManualClock()
+    patient = StoreSettings(ack_timeout_ms=3_600_000)
+    async with LocalStore(str(tmp_path / "ledger.db")).opened(clock=clock, settings=patient) as db:
+        books = archive(db, config=SessionsConfig(derive=Derive(workers=1), prices=Prices(cards=CARDS, package=False)))
+        await books.ingest_many([call(str(number), session=str(number)) for number in range(40)])
+
+        async def left() -> int:
+            async with db.read() as tx:
+                return sum(each.count for each in await count_states(tx, None) if each.state == "pending")
+
+        db.writer.die()  # it comes back after a pause of the clock
+        late = asyncio.ensure_future(books.ingest(call("late")))
+        deriving = asyncio.ensure_future(books.derive())
+        for pending in (24, 8):
+            while await left() > pending:
+                await clock.advance(timedelta(0))
+            for _ in range(20):
+                await clock.advance(timedelta(0))
+            assert (await left(), deriving.done(), late.done()) == (pending, False, False)
+            await clock.advance(timedelta(milliseconds=1))
+        await clock.advance(timedelta(milliseconds=100))
+        while not (late.done() and deriving.done()):
+            await clock.advance(timedelta(milliseconds=1))
+        assert isinstance(await late, Stored)
+        assert (await deriving).derived == 40

@@ -5,6 +5,9 @@
 A few events share a transaction, which saves most of what a commit costs. As soon as anything is wrong with one of
 them nothing is kept of that transaction, and each is derived in one of its own.
 
+Calls that come in go first: while there are some the transactions here are shorter, and the more there are the longer
+are the pauses between them. A turn may come a little later; a caller is held up.
+
 An event is found because somebody said so, or by looking now and then. Any number of processes may derive one ledger:
 whoever comes second finds the fence gone and stops. What an event says is computed before the transaction, in a
 thread where it is large.
@@ -70,7 +73,16 @@ GROUP_BYTES: Final = 256 * 1024
 """Weight of the bodies of such events together: they are in memory at once, read."""
 
 GROUP_S: Final = 0.02
-"""After so long a transaction takes no further event: calls that are taken in wait for it."""
+"""After so long a transaction takes no further event: other processes wait for it."""
+
+SHORT_S: Final = 0.005
+"""The same while calls are taken in here."""
+
+GIVE_WAY_S: Final = 0.001
+"""How long the deriver pauses for each call that comes in: about what it takes to take one."""
+
+GIVE_WAY_MAX_S: Final = 0.1
+"""How long it pauses at most, so that it comes forward however many calls come in."""
 
 MEASURE_S: Final = 5.0
 """How old the figures may be: they are counted, and there may be many events to count."""
@@ -117,7 +129,13 @@ def channel_of(event_id: bytes) -> str:
 
 
 class Deriver:
-    """Derives the events of one ledger. Belongs to the event loop of its database."""
+    """Derives the events of one ledger. Belongs to the event loop of its database.
+
+    Attributes:
+        coming: How many calls are being taken in here, to which it gives way.
+        running: Whether it derives by itself.
+        terms: What the derivation depends on besides its events.
+    """
 
     def __init__(self, database: Database, *, clock: Clock, config: SessionsConfig, prices: PriceSource) -> None:
         """Make one; nothing runs before `start`.
@@ -139,8 +157,8 @@ class Deriver:
         self._overlays: dict[UUID, Overlays] = {}
         self._measured_at = -MEASURE_S
         self._busy = False
+        self.coming = 0
         self.running = False
-        """Whether events are derived as they come."""
 
     # --- the loop ---
 
@@ -180,6 +198,7 @@ class Deriver:
         return DeriveReport(**counts, pending=await self.measure())
 
     async def _pass(self, limit: int) -> dict[str, int]:
+        await self._clock.sleep(0)  # who asks again and again must not keep from their end those that are under way
         async with self._database.read() as tx:
             due = await archive.list_pending(tx, now=self._clock.now(), limit=limit)
         return await self._run([each for each in due if each.event_id not in self._taken])
@@ -230,7 +249,7 @@ class Deriver:
                     some += lines.popleft()
                 for group in _groups(some):
                     await self._held(group, counts)
-                    await self._clock.sleep(0)  # on SQLite nothing of this waits for anything
+                    await self._clock.sleep(min(self.coming * GIVE_WAY_S, GIVE_WAY_MAX_S))
 
         workers = max(1, min(self._config.derive.workers, len(lines)))
         if workers == 1:
@@ -282,7 +301,12 @@ class Deriver:
         overlays = await self._overlays_of(org)
         async with self._database.read() as tx:
             found = [await archive.load(tx, org, event_id) for event_id in ids]
-        return [await self._understand([each], overlays) for each in found if each and each.state == "pending"]
+        read = []
+        for each in found:
+            if each and each.state == "pending":
+                read.append(await self._understand([each], overlays))
+                await self._clock.sleep(0)  # none of this waits for anything, and there are requests to be read
+        return read
 
     def _say(self, event_id: bytes, result: str, counts: dict[str, int]) -> None:
         """Count what became of an event, and wake who waits for it."""
@@ -359,8 +383,10 @@ class Deriver:
                     began, now = self._clock.monotonic(), self._clock.now()
                     await archive.hold(tx, org, held)
                     for each in batch:
-                        if found and self._clock.monotonic() - began > GROUP_S:
-                            break
+                        if found:
+                            if self._clock.monotonic() - began > (SHORT_S if self.coming else GROUP_S):
+                                break
+                            await self._clock.sleep(0)  # as above
                         found.append(
                             await archive.derive(
                                 tx,

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from blake3 import blake3
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from holdfast.store.database import Database
 
 __all__ = ["Archive"]
+
+T = TypeVar("T")
 
 _CURSORS = "holdfast 2026 sessions: cursors of lists"
 
@@ -145,8 +147,7 @@ class Archive(Repairing):
             permit(principal, "ingest")
         except SessionError as error:
             return [_refused(error)] * len(calls)
-        found = await self._ingest.calls(calls, principal)
-        self._database.wake(CHANNEL)
+        found = await self._announced(self._ingest.calls(calls, principal), len(calls))
         return [_refused(each) if isinstance(each, SessionError) else each for each in found]
 
     async def receive(
@@ -178,12 +179,15 @@ class Archive(Repairing):
             Forbidden: The principal may not store calls.
         """
         permit(principal, "ingest")
-        found = await self._ingest.bodies(parts, principal)
-        self._database.wake(CHANNEL)
-        return found
+        return await self._announced(self._ingest.bodies(parts, principal), len(parts))
 
-    async def _announced(self, taking: Awaitable[Stored | Duplicate]) -> Stored | Duplicate:
-        taken = await taking
+    async def _announced(self, taking: Awaitable[T], count: int = 1) -> T:
+        """Wait until calls are on disk, and say that they are; meanwhile the deriver gives way."""
+        self._deriver.coming += count
+        try:
+            taken = await taking
+        finally:
+            self._deriver.coming -= count
         self._database.wake(CHANNEL)
         return taken
 
