@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.flow.commandline import tell
 from tests.http.backends import Server, server
-from tests.http.captured import call
-from tests.http.serving import ANSWERS_WITHIN_S, drain
+from tests.http.captured import call, post
+from tests.http.serving import ANSWERS_WITHIN_S, drain, until
 
 ORG = b"6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 POST = b"POST /v1/ingest HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -34,6 +35,40 @@ def told(at: Server, *parts: bytes) -> list[int]:
             turn(at)
         answers = drain(line)
     return [int(each[:3]) for each in answers.split(b"HTTP/1.1 ")[1:]]
+
+
+CUT: dict[int, tuple[bytes, bytes]] = {
+    200: (b"", json.dumps(call("known")).encode()),
+    409: (b"idempotency-key: known\r\n", json.dumps(call("known", endpoint="/other")).encode()),
+    400: (b"", b"[" * 300),
+    415: (b"content-encoding: br\r\n", b"{}"),
+    403: (b"origin: http://elsewhere\r\n", b"{}"),
+    413: (b"", b" " * 5000),
+}
+"""By the status of the answer, lines of the head and a body."""
+
+
+def test_a_call_is_answered_alike_however_it_is_cut(tmp_path: Path) -> None:
+    """As a whole it takes the short way."""
+    with server(str(tmp_path / "ledger.db"), secret_file=tmp_path / "secret", body_bytes_max=4096) as made:
+        assert post(made.client, call("known"))[0] == 202
+        for status, (lines, body) in CUT.items():
+            request = POST + lines + b"content-length: %d\r\n\r\n" % len(body) + body
+            whole = answer_to(made, request)
+            assert whole == answer_to(made, request[:60], request[60:])
+            assert whole.startswith(b"HTTP/1.1 %d " % status)
+
+
+def answer_to(at: Server, *parts: bytes) -> bytes:
+    """Send a request in pieces, and return its answer but for the date."""
+    with socket.create_connection(("127.0.0.1", at.port)) as line:
+        line.settimeout(ANSWERS_WITHIN_S)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in parts:
+            line.sendall(part)
+            turn(at)
+        answer = until(line, b"}")
+    return re.sub(rb"date: [^\r]*\r\n", b"", answer)
 
 
 def turn(at: Server) -> None:

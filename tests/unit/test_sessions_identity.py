@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from holdfast.sessions import instants
+from holdfast.sessions import instants, jcs
 from holdfast.sessions.errors import InvalidField
 from holdfast.sessions.identity import (
     Captured,
@@ -126,6 +126,8 @@ def test_without_an_id_the_content_is_one() -> None:
 def test_a_fingerprint_ignores_the_attempt_and_nothing_else() -> None:
     base = fingerprint(SECRET, {"a": 1}, b"x", None)
     assert base == fingerprint(SECRET, {"sent_at": 5, "attempt": 2, "a": 1.0}, b"x", None)
+    for envelope in ({"a": 1}, {"sent_at": 5, "a": 1}):
+        assert base == fingerprint(SECRET, envelope, b"x", None, written=jcs.write(envelope))
     others = [
         fingerprint(b"t" * 32, {"a": 1}, b"x", None),
         fingerprint(SECRET, {"a": 2}, b"x", None),

@@ -182,11 +182,18 @@ def test_the_references_form_is_a_call_like_any_other() -> None:
         b'{"message":1e999}',
         b'{"a":"message"}',
         b'["message"]',
+        b'{"type":"message","of":{"message":{"role":"a","content":[]}}}',
     ],
 )
 def test_an_answer_that_only_looks_reduced_is_a_body(response: bytes) -> None:
     sent = posted(b'{"provider":"p","request":{},"response":%s}' % response)
     assert (sent.call.response, sent.call.reduced) == (response, None)
+
+
+def test_a_reduced_answer_is_known_however_it_is_laid_out() -> None:
+    answer = b'{"type":"message", "message" \t\r\n: {"role":"a","content":[]}}'
+    sent = posted(b'{"provider":"p","request":{},"response":%s}' % answer)
+    assert (sent.call.response, sent.call.reduced) == (None, Reduced(message=Message("a")))
 
 
 @pytest.mark.parametrize(

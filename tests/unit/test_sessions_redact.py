@@ -7,10 +7,12 @@ import re
 
 import pytest
 from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.unit.sessions_data import SHARED, recorded
 
 from holdfast.core.errors import ConfigError
-from holdfast.sessions.redact import BUILTIN, Redacted, may_hide, redact, rules
+from holdfast.sessions.redact import BUILTIN, Redacted, may_hide, may_hold, redact, rules
 
 KEY = b"k" * 32
 # Put together here, so that no scanner of this repository takes them for real.
@@ -62,6 +64,23 @@ def _sign(name: str, match: re.Match[bytes]) -> bytes:
     secret = match.groupdict().get("secret", match[0])
     sign = b"[redacted:%s:%d:%s]" % (name.encode(), len(secret), blake3(secret, key=KEY).hexdigest(4).encode())
     return match[0].replace(secret, sign)
+
+
+PARTS = (
+    *SECRETS.values(), *(secret[:cut] for secret in SECRETS.values() for cut in (3, 9)),
+    *(secret[4:] for secret in SECRETS.values()),
+    "gsk_", "github_pat_", "ASIA", "AIza", "gho_", "bearer ", "-", "_", "z", "x", "J", "B", "K", "S", " ", "\\n",
+    "\\u0041",
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(PARTS), max_size=6))
+def test_where_nothing_begins_nothing_is_found(parts: list[str]) -> None:
+    data = "".join(parts).encode()
+    found = any(re.search(pattern, data) for pattern in BUILTIN.values())
+    assert may_hold(data) or not found
+    assert bool(redact(data, rules(), KEY).counts) == found
 
 
 @pytest.mark.parametrize("character", "aZ09._~+/=- ")

@@ -8,12 +8,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given as fed
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from holdfast.sessions import intake, jcs
 from holdfast.sessions.errors import InvalidField
 from holdfast.sessions.intake import Sent
 from holdfast.sessions.redact import Rules, rules
-from holdfast.sessions.redaction import DROPPED, Kept, kept
+from holdfast.sessions.redaction import DROPPED, SILENT_BYTES_MAX, Kept, kept
 from holdfast.sessions.values import Call
 
 ORG = UUID(int=7)
@@ -60,6 +63,42 @@ def test_a_call_without_secrets_is_kept_as_it_came() -> None:
     assert cleaned(sent(None, None, capture="metadata")).sent.call.request is None
 
 
+PARTS = (
+    "all clear", "b", "a\nb", "\\", "é", SECRET, SECRET[:9], "\\u0073k-ant-0123456789abcdefghij",
+)  # fmt: skip
+PIECES = ((), ("all ", "clear"), (SECRET[:1], SECRET[1:]), (SECRET,))
+
+
+@settings(max_examples=300)
+@fed(
+    asked=st.sampled_from(PARTS),
+    answered=st.one_of(st.none(), st.sampled_from(PARTS), st.sampled_from(PIECES)),
+    name=st.sampled_from(("", *PARTS)),
+)
+def test_one_look_at_all_of_a_call_finds_what_several_do(
+    asked: str, answered: str | tuple[str, ...] | None, name: str
+) -> None:
+    """A small call is looked through at once; by rules that are not ours every part of it is, each for itself."""
+    bodies = [
+        each if each is None else stream(*each) if isinstance(each, tuple) else spelt({**ASK, "system": each})
+        for each in (asked, answered)
+    ]
+    call = sent(*bodies, agent_name=name)
+    found = kept(call, BUILTIN, KEY, org=ORG, written=jcs.write(call.told))
+    assert found == kept(call, Rules(BUILTIN.patterns, ours=False), KEY, org=ORG)
+
+
+def spelt(value: object) -> bytes:
+    """JSON in which escapes that a text has are its own."""
+    return json.dumps(value).replace("\\\\u", "\\u").encode()
+
+
+def test_a_large_call_is_looked_through_part_by_part() -> None:
+    filling = "x" * SILENT_BYTES_MAX
+    assert cleaned(sent({**ASK, "system": filling})).counts == {}
+    assert cleaned(sent({**ASK, "system": filling + " " + SECRET})).counts == {"provider_key": 1}
+
+
 def test_a_secret_is_taken_out_of_bodies_and_of_what_was_told() -> None:
     given = sent({**ASK, "system": SECRET}, {"error": SECRET}, agent_name=SECRET)
     found = cleaned(given)
@@ -67,6 +106,7 @@ def test_a_secret_is_taken_out_of_bodies_and_of_what_was_told() -> None:
     assert b"[redacted:provider_key:27:" in (found.sent.call.request or b"")
     assert found.sent.call.agent_name.startswith("[redacted:")
     assert found.sent.flags == frozenset()
+    assert cleaned(sent(None, None, capture="metadata", agent_name=SECRET)).counts == {"provider_key": 1}
 
 
 def test_a_coded_body_with_a_secret_is_kept_without_its_coding() -> None:

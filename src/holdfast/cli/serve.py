@@ -10,6 +10,9 @@ from holdfast.cli.ledger import JsonOption, Place, drive, placed
 
 __all__ = ["serve"]
 
+GARBAGE = 20_000, 20, 20
+"""When garbage is looked for. A request makes hundreds of objects, few of which are in a cycle."""
+
 
 @placed
 def serve(
@@ -39,6 +42,7 @@ def serve(
 
     async def work() -> None:
         import asyncio
+        import gc
         import signal
 
         import holdfast
@@ -53,6 +57,9 @@ def serve(
                 bound = listening.getsockname()
                 for each in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(each, serving.stop)
+                gc.collect()
+                gc.freeze()  # what is loaded stays: to look through it again and again holds up all requests for 0.1 s
+                gc.set_threshold(*GARBAGE)
                 await serving.run(listening, lambda: _tell(bound[0], bound[1], hf.database.label, as_json=as_json))
 
     drive(work())

@@ -24,14 +24,13 @@ from litestar.openapi.spec import Components, SecurityScheme
 from holdfast.core.version import VERSION
 from holdfast.server.answers import GZIP_FROM_BYTES
 from holdfast.server.backend import Backend
+from holdfast.server.bodies import WITH_BODY, admit
 from holdfast.server.problems import MEDIA_TYPE, Problem, answer, status_of
 from holdfast.server.routes import admin, durable, events, health, ingest, keys, nodes, sessions
-from holdfast.sessions.errors import UnsupportedMediaType
 from holdfast.sessions.values import Principal
 
 __all__ = ["build", "guard"]
 
-_WITH_BODY = ("POST", "PUT", "PATCH")
 _REFUSALS = {
     400: "The request breaks a rule",
     401: "There is no access key, or no good one",
@@ -96,20 +95,8 @@ class _Nowhere(Router):
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Let a request in, or not."""
     backend: Backend = connection.app.state.backend
-    headers = connection.scope["headers"]
-    peer, _ = connection.scope["client"] or ("", 0)
-    principal = await backend.gate.admit(headers, handler.opt.get("scope", "read"), peer)
-    connection.state.principal = principal
-    if connection.scope.get("method") in _WITH_BODY:
-        _check_type(dict(headers), handler.opt.get("accepts", ("application/json",)))
-
-
-def _check_type(headers: dict[bytes, bytes], accepted: tuple[str, ...]) -> None:
-    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
-        return
-    given = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-    if given not in accepted:
-        raise UnsupportedMediaType("the body is not of a type that is read here", f"send {' or '.join(accepted)}")
+    scope: Any = connection.scope
+    connection.state.principal = await admit(backend, scope, handler.opt)
 
 
 def _principal(request: Request[Any, Any, Any]) -> Principal:
@@ -122,7 +109,7 @@ def _tell_refusals(handler: Any) -> None:
     codes = {*_ANYWHERE, *handler.opt.get("codes", ())}
     if handler.opt.get("scope", "read") is not None:
         codes.update(_WITH_KEY)
-    if handler.http_methods & set(_WITH_BODY):
+    if handler.http_methods & set(WITH_BODY):
         codes.update(_WITH_A_BODY)
     bare: dict[int, list[str]] = {}
     for code in sorted(codes):

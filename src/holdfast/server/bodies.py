@@ -12,8 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,26 +21,38 @@ import msgspec
 from holdfast.server.problems import MEDIA_TYPE, problem_of
 from holdfast.sessions import jcs
 from holdfast.sessions.codings import CodingError, Decoded, decode
-from holdfast.sessions.errors import MalformedJson, Stopping, TooLarge, UndecodableBody, UnsupportedEncoding
+from holdfast.sessions.errors import (
+    MalformedJson,
+    Stopping,
+    TooLarge,
+    UndecodableBody,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
+)
 from holdfast.sessions.metrics import METRICS
 
 if TYPE_CHECKING:
+    from holdfast.server.backend import Backend
     from holdfast.sessions.admission import Admission, Place
     from holdfast.sessions.config import SessionsConfig
+    from holdfast.sessions.values import Principal
 
-__all__ = ["BODY", "Door"]
+__all__ = ["BODY", "WITH_BODY", "Door", "admit"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 HERE_BYTES_MAX = 64 * 1024
 """What is unfolded, or looked through, in the event loop: some hundred microseconds' worth."""
 
 BODY = "holdfast.body"
 """Where in a request's scope its body is."""
+
+WITH_BODY = ("POST", "PUT", "PATCH")
 
 _ALIVE = "/live"
 
@@ -62,16 +73,18 @@ class Door:
         if self.stopping and scope["path"] != _ALIVE:
             return await _refuse(send, Stopping("the server is stopping", "send it again, to whoever takes over"))
         sent = {**scope, "path": scope["raw_path"].partition(b"?")[0].decode("latin-1")}
-        async with AsyncExitStack() as stack:
-            body = sent[BODY] = _Body(self, sent, receive, stack)
+        body = sent[BODY] = _Body(self, sent, receive)
+        try:
             return await self._app(sent, body.receive, send)
+        finally:
+            body.leave()
 
     def close(self) -> None:
         """Let no more requests in."""
         self.stopping = True
         self._admission.close()
 
-    async def take(self, body: _Body, stack: AsyncExitStack) -> bytes:
+    async def take(self, body: _Body) -> bytes:
         """Read a body to its end, and undo its content coding.
 
         Raises:
@@ -80,15 +93,18 @@ class Door:
         most = self._config.body_bytes_max
         if body.length is not None and body.length > most:
             raise _too_large(most, "body_bytes_max")
-        place = await stack.enter_async_context(self._admission.enter())
+        place = body.place = self._admission.enter()
+        await place.take()
         whole = BytesIO()  # gives what it holds without another copy of it
-        size = 0
-        async for part in body.parts():
-            size += len(part)
-            if size > most:
-                raise _too_large(most, "body_bytes_max")
-            await place.grow(len(part))
-            whole.write(part)
+        size, more = 0, True
+        while more:
+            part, more = await body.part()
+            if part:
+                size += len(part)
+                if size > most:
+                    raise _too_large(most, "body_bytes_max")
+                await place.grow(len(part))
+                whole.write(part)
         data = whole.getvalue()
         return await self._unfolded(data, body.coding, place) if body.coding and data else data
 
@@ -127,14 +143,19 @@ class Door:
 
 
 class _Body:
-    """The body of one request, until it is asked for."""
+    """The body of one request, until it is asked for.
 
-    def __init__(self, door: Door, scope: Scope, receive: Receive, stack: AsyncExitStack) -> None:
+    Attributes:
+        headers: The request's, of several of a name the last.
+        place: The one it has; None until its first byte is asked for.
+    """
+
+    def __init__(self, door: Door, scope: Scope, receive: Receive) -> None:
         self._door = door
         self._receive = receive
-        self._stack = stack
         self._read = False
-        headers = dict(scope["headers"])
+        self.place: Place | None = None
+        self.headers = headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() else None
         self.coding = headers.get(b"content-encoding", b"").decode("latin-1")
@@ -155,18 +176,46 @@ class _Body:
             SessionError: It is beyond a limit, damaged, or there is no room for it.
         """
         self._read = True
-        return await self._door.take(self, self._stack) if self._there else b""
+        return await self._door.take(self) if self._there else b""
 
-    async def parts(self) -> Any:
-        """Give what the client sends, as it comes."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise MalformedJson("the body ends before it is all there")
-            if part := message.get("body", b""):
-                yield part
-            if not message.get("more_body", False):
-                return
+    async def part(self) -> tuple[bytes, bool]:
+        """Return what the client has sent since, and whether there is more to come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedJson("the body ends before it is all there")
+        return message.get("body", b""), message.get("more_body", False)
+
+    def leave(self) -> None:
+        """Give back the place: the request is answered."""
+        if self.place is not None:
+            self.place.leave()
+
+
+async def admit(backend: Backend, scope: Scope, wants: Mapping[str, Any]) -> Principal:
+    """Let a request in, or not.
+
+    Args:
+        backend: The server's parts.
+        scope: The request's.
+        wants: What its route says of itself: the scope it needs, and the types of body that it reads.
+
+    Raises:
+        SessionError: It comes from the wrong place, without a good key, or with a body of another type.
+    """
+    headers = scope["headers"]
+    peer, _ = scope["client"] or ("", 0)
+    principal = await backend.gate.admit(headers, wants.get("scope", "read"), peer)
+    if scope.get("method") in WITH_BODY:
+        _check_type(scope[BODY].headers, wants.get("accepts", ("application/json",)))
+    return principal
+
+
+def _check_type(headers: Mapping[bytes, bytes], accepted: tuple[str, ...]) -> None:
+    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+        return
+    given = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if given not in accepted:
+        raise UnsupportedMediaType("the body is not of a type that is read here", f"send {' or '.join(accepted)}")
 
 
 def _too_large(most: int, limit: str) -> TooLarge:

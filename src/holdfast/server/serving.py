@@ -19,11 +19,12 @@ import uvicorn
 
 from holdfast.core.errors import ConfigError
 from holdfast.core.loops import Loop
-from holdfast.server.app import build, guard
+from holdfast.server.app import build
 from holdfast.server.backend import Backend
 from holdfast.server.bodies import Door
 from holdfast.server.express import Express
 from holdfast.server.gate import Gate, check_bind
+from holdfast.server.protocol import Protocol
 from holdfast.sessions.admission import Admission
 from holdfast.sessions.facade import Archive
 
@@ -69,7 +70,7 @@ class Serving:
         archive = Archive(database, config=config)
         self.backend = Backend(hf, Gate(database, config.allow_hosts, config.trusted_proxies), archive, ring)
         self._config = config
-        app = Express(build(self.backend), guard)
+        app = Express(build(self.backend))
         self._door = Door(app, Admission(config, database.clock), config)
         self._server: _Uvicorn | None = None
         self._loops = [] if hooks is None else _loops(hooks, database.clock)
@@ -91,8 +92,8 @@ class Serving:
         """
         # h11, also where the faster httptools is to be had: with that, trailers of a request come to be headers of it.
         settings = uvicorn.Config(
-            self._door, http="h11", lifespan="off", ws="none", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, backlog=BACKLOG,
+            self._door, http=Protocol, lifespan="off", ws="none", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, int(self._config.shutdown_ms / 1000 * ANSWERING_SHARE)),
         )  # fmt: skip
         self._server = _Uvicorn(settings, ready)

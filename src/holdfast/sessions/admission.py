@@ -100,17 +100,30 @@ class Place:
         self._weight += size
         self._admission.show()
 
-    async def __aenter__(self) -> Self:
+    async def take(self) -> None:
+        """Enter it; whoever does not use `async with` leaves it, also when this fails.
+
+        Raises:
+            SaturatedItems: There was none in time.
+            Stopping: None is given any more.
+        """
         await self._admission.admit()
         self._in = True
+
+    def leave(self) -> None:
+        """Give it back. Harmless when that was done, or there was none."""
+        if self._in:
+            self._in = False
+            self._admission.leave(self._weight)
+
+    async def __aenter__(self) -> Self:
+        await self.take()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._in:
-            self._in = False
-            self._admission.leave(self._weight)
+        self.leave()
 
 
 class Admission:

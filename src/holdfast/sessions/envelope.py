@@ -7,6 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from uuid import UUID
@@ -84,9 +85,11 @@ def limited(given: Mapping[str, Json], name: str, bytes_max: int, flags: set[str
     Raises:
         InvalidField: It is no text, or too long.
     """
-    value = _text(given, name, at)
-    if not value:
-        return value
+    value = given.get(name)
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str):
+        raise InvalidField(f"{name} is no text", field=f"{at}/{name}")
     size = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if size > bytes_max:
         raise InvalidField(f"{name} has more than {bytes_max} bytes", field=f"{at}/{name}", limit=name)
@@ -118,7 +121,7 @@ def session_id(given: Mapping[str, Json], name: str, at: str, flags: set[str]) -
     value = limited(given, name, ID_BYTES_MAX, None, at)
     if not value:
         return value
-    if value != value.strip() or _CONTROLS.search(value):
+    if value != value.strip() or (not value.isprintable() and _CONTROLS.search(value)):
         raise InvalidField(f"{name} has control characters or outer white space", field=f"{at}/{name}")
     if identity.is_synthetic(value):
         raise InvalidField(f"{name} begins like those that are made here", field=f"{at}/{name}")
@@ -127,7 +130,7 @@ def session_id(given: Mapping[str, Json], name: str, at: str, flags: set[str]) -
 
 def uncontrolled(value: str, name: str, flags: set[str]) -> str:
     """Return a text, or an empty one where it has control characters: such a value is not recorded."""
-    if _CONTROL.search(value):
+    if not value.isprintable() and _CONTROL.search(value):
         flags.add(f"{name}_control_characters")
         return ""
     return _scrubbed(value, flags)
@@ -135,8 +138,7 @@ def uncontrolled(value: str, name: str, flags: set[str]) -> str:
 
 def cut(value: str, bytes_max: int, flags: set[str]) -> str:
     """Return as many whole characters of a text as fit."""
-    raw = jcs.scrub(value).encode()
-    if len(raw) <= bytes_max:
+    if not value or len(raw := jcs.scrub(value).encode()) <= bytes_max:
         return value
     flags.add("name_cut")
     return raw[:bytes_max].decode("utf-8", "ignore")
@@ -145,13 +147,18 @@ def cut(value: str, bytes_max: int, flags: set[str]) -> str:
 def _org(given: Mapping[str, Json], org: UUID | None, at: str) -> str:
     value = _text(given, "org_id", at)
     if not value:
-        return "" if org is None else str(org)
+        return "" if org is None else _shown(org)
     said = identity.org_id(value)
     if said is None:
         raise InvalidField("org_id is no UUID", field=f"{at}/org_id")
     if org is not None and said != org:
         raise OrgMismatch("the body names another org than the credential's", "leave org_id out")
     return str(said)
+
+
+@functools.lru_cache(maxsize=64)
+def _shown(org: UUID) -> str:
+    return str(org)
 
 
 def _metadata(given: Mapping[str, Json], at: str) -> Mapping[str, Json]:

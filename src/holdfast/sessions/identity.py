@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from uuid import UUID
 
+import msgspec
 from blake3 import blake3
 
 from holdfast.sessions import jcs
@@ -80,8 +81,7 @@ def turn_id(event_id: bytes, evidence_key: str) -> bytes:
 # --- capture ids --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
     """What a capture id is made of where nobody gave one.
 
     Attributes:
@@ -151,7 +151,14 @@ def _sha256(body: bytes | None) -> str:
 _UNSIGNED = frozenset(("sent_at", "attempt"))
 
 
-def fingerprint(secret: bytes, envelope: Mapping[str, Json], request: bytes | None, response: bytes | None) -> bytes:
+def fingerprint(
+    secret: bytes,
+    envelope: Mapping[str, Json],
+    request: bytes | None,
+    response: bytes | None,
+    *,
+    written: bytes | None = None,
+) -> bytes:
     """Return what a retry must not differ in, keyed so that a stored hash tells nothing.
 
     Args:
@@ -159,13 +166,19 @@ def fingerprint(secret: bytes, envelope: Mapping[str, Json], request: bytes | No
         envelope: Everything that was sent but the bodies.
         request: The bytes as they were sent, before anything is taken out of them.
         response: Likewise.
+        written: The envelope's canonical JSON, where somebody has written it already.
     """
-    signed = jcs.write({name: value for name, value in envelope.items() if name not in _UNSIGNED})
-    hashed = blake3(key=secret)
-    for part in (signed, request, response):
-        hashed.update(b"\x00" if part is None else b"\x01" + len(part).to_bytes(8, "big"))
-        hashed.update(part or b"")
+    if written is None or not _UNSIGNED.isdisjoint(envelope):
+        written = jcs.write({name: value for name, value in envelope.items() if name not in _UNSIGNED})
+    hashed = blake3(_framing(written) + written + _framing(request), key=secret)
+    hashed.update(request or b"")
+    hashed.update(_framing(response))
+    hashed.update(response or b"")
     return hashed.digest()
+
+
+def _framing(part: bytes | None) -> bytes:
+    return b"\x00" if part is None else b"\x01" + len(part).to_bytes(8, "big")
 
 
 def caller(secret: bytes, credential: str) -> bytes:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
+
+import msgspec
 
 from holdfast.core import points, trace
 from holdfast.core.errors import Closed, StoreError, Unavailable
 from holdfast.core.ids import uuid7_bytes
-from holdfast.sessions import archive, identity, instants, intake, machine, providers, redaction
+from holdfast.sessions import archive, identity, instants, intake, jcs, machine, providers, redaction
 from holdfast.sessions.archive import Body, Event, Known
 from holdfast.sessions.codings import CodingError, decode
 from holdfast.sessions.errors import (
@@ -56,8 +57,7 @@ OFF_LOOP_BYTES: Final = 256 * 1024
 points.register("sessions.accepting", "sessions.accepted")
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True):
     """A call that is ready to be stored.
 
     Attributes:
@@ -191,9 +191,12 @@ class Ingest:
     def _offered(self, sent: Sent, header: str, principal: Principal) -> Offered:
         org = principal.org_id
         capture_id, content_keyed = intake.capture_id(sent, header, org=org)
-        fingerprint = identity.fingerprint(self._secret, sent.told, sent.call.request, sent.call.response)
+        request, response, written = sent.call.request, sent.call.response, jcs.write(sent.told)
+        fingerprint = identity.fingerprint(self._secret, sent.told, request, response, written=written)
         # A retry may come by another way: who speaks for whom is not in the fingerprint.
-        kept = redaction.kept(intake.spoken_for(sent, principal.auth_subject), self._rules, self._secret, org=org)
+        if (spoken := intake.spoken_for(sent, principal.auth_subject)) is not sent:
+            written = jcs.write(spoken.told)
+        kept = redaction.kept(spoken, self._rules, self._secret, org=org, written=written)
         call, flags = kept.sent.call, set(kept.sent.flags)
         now = self._clock.now()
         told_at = None if call.captured_at is None else instants.micros(call.captured_at)

@@ -28,7 +28,8 @@ def micros(when: datetime, field: str = "") -> int:
     """
     if when.tzinfo is None:
         raise InvalidField("an instant needs a time zone", "give it one: datetime.now(UTC)", field=field)
-    return (when - _EPOCH) // timedelta(microseconds=1)
+    since = when - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def moment(at: int) -> datetime:

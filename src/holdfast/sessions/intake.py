@@ -15,11 +15,13 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 from uuid import UUID
+
+import msgspec
 
 from holdfast.sessions import envelope, headers, identity, instants, jcs, tokens
 from holdfast.sessions.errors import InvalidField, MalformedJson, NumberRange, TooLarge
@@ -53,12 +55,12 @@ _PROVIDER = re.compile(r"[a-z0-9_.-]{1,64}", re.ASCII)
 _BODY_MEMBERS = frozenset(("base64", "content_type", "content_encoding"))
 _REFERENCE = frozenset(("meta", "raw_response", "raw_response_encoding", "raw_response_withheld"))
 _OUTCOMES = ("complete", "incomplete", "aborted", "error")
+_MESSAGE, _COLON = b'"message"', re.compile(rb"[ \t\r\n]*:")
 _USD_MAX = Decimal(9_000_000)
 _BODIES = frozenset(("request", "response", "raw_response"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """A call as it was posted.
 
     Attributes:
@@ -73,7 +75,7 @@ class Sent:
     told: Mapping[str, Json]
     captured_at: Json = None
     request_id: str = ""
-    flags: frozenset[str] = field(default=frozenset())
+    flags: frozenset[str] = frozenset()
 
 
 def spoken_for(sent: Sent, auth_subject: str) -> Sent:
@@ -83,7 +85,8 @@ def spoken_for(sent: Sent, auth_subject: str) -> Sent:
         return sent
     said = sent.told.get("session") or {}
     told = {**sent.told, "session": {**said, "auth_subject": auth_subject}}
-    return replace(sent, told=told, call=replace(sent.call, session=replace(session, auth_subject=auth_subject)))
+    call = replace(sent.call, session=replace(session, auth_subject=auth_subject))
+    return msgspec.structs.replace(sent, told=told, call=call)
 
 
 def capture_id(sent: Sent, header: str, *, org: UUID) -> tuple[str, bool]:
@@ -138,8 +141,7 @@ def batch(data: bytes, *, items_max: int, lines: bool = False) -> list[bytes]:
 # --- one call -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Body:
+class _Body(msgspec.Struct, frozen=True):
     data: bytes
     content_type: str = ""
     content_encoding: str = ""
@@ -263,7 +265,7 @@ def _body(members: Mapping[str, bytes], name: str, told: dict[str, Json]) -> _Bo
     raw = members.get(name)
     if raw is None or raw == b"null":
         return None
-    if b'"base64"' not in raw or raw[:1] != b"{":
+    if raw[:1] != b"{" or b'"base64"' not in raw:
         return _Body(raw, "application/json")
     form = set(jcs.names(raw))
     if not form <= _BODY_MEMBERS or "base64" not in form:
@@ -420,7 +422,7 @@ def _upstream(given: dict[str, Json] | None, flags: set[str]) -> Upstream | None
         outcome=cast("Any", _choice(given, "outcome", _OUTCOMES)),
         error_type=envelope.limited(given, "error_type", ID_BYTES_MAX, flags, "/upstream"),
         request_id=envelope.limited(given, "request_id", ID_BYTES_MAX, flags, "/upstream"),
-        headers=_headers(_part(given, "headers") or {}),
+        headers=_headers(told) if (told := _part(given, "headers")) else {},
         time_to_first_token=_span(given, "time_to_first_token_ms"),
         duration=_span(given, "duration_ms"),
     )
@@ -526,13 +528,23 @@ def _block(value: Json, at: str) -> Block:
 
 def _reduced_form(raw: bytes | None) -> dict[str, Json] | None:
     """Return an answer in the form of blocks, where the response is one."""
-    if raw is None or raw[:1] != b"{" or b'"message"' not in raw:
+    if raw is None or raw[:1] != b"{" or not _names_message(raw):
         return None
     try:
         value = jcs.read(raw)
     except NumberRange:
         return None
     return cast("dict[str, Json]", value) if _is_reduced(value) else None
+
+
+def _names_message(raw: bytes) -> bool:
+    """Say whether JSON may have a member `message`; as a value, which most answers have it as, it does not count."""
+    at = raw.find(_MESSAGE)
+    while at >= 0:
+        if _COLON.match(raw, at := at + len(_MESSAGE)):
+            return True
+        at = raw.find(_MESSAGE, at)
+    return False
 
 
 def _is_reduced(value: Json) -> bool:

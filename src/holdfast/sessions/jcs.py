@@ -71,7 +71,7 @@ def scrub(value: str) -> str:
 
 def is_storable(data: bytes) -> bool:
     """Say whether no text of some JSON has what a text column cannot hold: U+0000, an unpaired surrogate."""
-    if b"\\u" not in data or not any(each in data for each in (b"\\u0000", b"\\ud", b"\\uD")):
+    if b"\\" not in data or b"\\u" not in data or not any(each in data for each in (b"\\u0000", b"\\ud", b"\\uD")):
         return True
     awaited = -1  # where the second half of a pair has to begin
     for escape in _ESCAPE.finditer(data):

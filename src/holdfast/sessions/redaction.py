@@ -14,26 +14,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
+
+import msgspec
 
 from holdfast.sessions import codings, intake, jcs, providers
 from holdfast.sessions.codings import CodingError
 from holdfast.sessions.errors import InvalidField, SessionError
 from holdfast.sessions.intake import Sent
 from holdfast.sessions.jcs import Json
-from holdfast.sessions.redact import Rules, may_hide, redact
-from holdfast.sessions.values import Facts, plain
+from holdfast.sessions.redact import Rules, may_hide, may_hold, redact
+from holdfast.sessions.values import Call, Facts, plain
 
 __all__ = ["DROPPED", "Kept", "kept"]
 
 DROPPED = "raw_dropped_redaction"
 """The flag of a call of which a body was dropped."""
 
+SILENT_BYTES_MAX = 256 * 1024
+"""Bodies beyond this are looked through one by one: to look at all at once takes another copy of them."""
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+
+class Kept(msgspec.Struct, frozen=True):
     """What may be kept of a call.
 
     Attributes:
@@ -47,7 +50,7 @@ class Kept:
     counts: Mapping[str, int]
 
 
-def kept(sent: Sent, using: Rules, key: bytes, *, org: UUID) -> Kept:
+def kept(sent: Sent, using: Rules, key: bytes, *, org: UUID, written: bytes | None = None) -> Kept:
     """Return what may be kept of a call.
 
     Args:
@@ -55,12 +58,15 @@ def kept(sent: Sent, using: Rules, key: bytes, *, org: UUID) -> Kept:
         using: The rules.
         key: The installation's secret.
         org: The credential's.
+        written: The canonical JSON of what was told, where somebody has written it already.
 
     Raises:
         InvalidField: Without its secret, a member does not keep its rule any more.
     """
-    if not using.patterns:
-        return Kept(sent, jcs.write(cast("Json", sent.told)), {})
+    if written is None:
+        written = jcs.write(cast("Json", sent.told))
+    if not using.patterns or (using.ours and _is_silent(sent.call, written, using)):
+        return Kept(sent, written, {})
     work = _Work(sent, using, key)
     work.request()
     work.response()
@@ -73,7 +79,20 @@ def kept(sent: Sent, using: Rules, key: bytes, *, org: UUID) -> Kept:
     read = jcs.read(told)
     again = intake.reread(read, work.asked, work.answered, org=org)
     flags = sent.flags | work.flags
-    return Kept(replace(sent, call=again, told=read, flags=flags), told, dict(work.counts))
+    return Kept(msgspec.structs.replace(sent, call=again, told=read, flags=flags), told, dict(work.counts))
+
+
+def _is_silent(call: Call, written: bytes, using: Rules) -> bool:
+    """Say of a small call that the rules that come with the slice find nothing in it; most are such.
+
+    One look through all that is kept of it. No rule finds anything across the lines that part one from the other.
+    """
+    request, response = call.request or b"", call.response or b""
+    if call.request_encoding or call.response_encoding or len(request) + len(response) > SILENT_BYTES_MAX:
+        return False
+    if may_hold(b"\n".join((request, response, written))) or may_hide(request, using):
+        return False
+    return not response or not _hides(response)
 
 
 class _Work:
@@ -178,7 +197,9 @@ def _bare(body: bytes, encoding: str) -> tuple[bytes, bool]:
 
 def _hides(data: bytes) -> bool:
     """Say whether what bytes say may hold what the bytes do not show: escapes, or text in pieces."""
-    return b"\\u" in data or data.lstrip()[:1] not in (b"{", b"[") or b"\n{" in data
+    if data.lstrip()[:1] not in (b"{", b"["):
+        return True
+    return (b"\\" in data and b"\\u" in data) or (b"\n" in data and b"\n{" in data)
 
 
 def _reduced(facts: Facts) -> Json:

@@ -8,8 +8,9 @@ Invariants:
 from __future__ import annotations
 
 import re
+from collections.abc import MutableMapping
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from litestar import Request, Response, post
@@ -22,7 +23,9 @@ from holdfast.sessions import intake
 from holdfast.sessions.errors import SessionError
 from holdfast.sessions.values import Duplicate, Principal, Stored
 
-__all__ = ["HANDLERS"]
+__all__ = ["HANDLERS", "PATH", "take"]
+
+PATH = "/v1/ingest"
 
 WAIT_S_MAX = 10
 """How long an answer may be held for a call's turn."""
@@ -81,19 +84,25 @@ REFUSES = (
 
 
 @post(
-    "/v1/ingest", opt={"scope": "ingest", "codes": REFUSES}, status_code=202, operation_class=OneCall,
+    PATH, opt={"scope": "ingest", "codes": REFUSES}, status_code=202, operation_class=OneCall,
     tags=["sessions"], summary="Store a call",
     responses={200: ResponseSpec(Taken, description="It was stored before")},
 )  # fmt: skip
 async def ingest(request: Request[Any, Any, Any]) -> Response[Taken]:
     backend, principal = _given(request)
+    status, taken = await take(backend, principal, cast("dict[str, Any]", request.scope))
+    return Response(taken, status_code=status)
+
+
+async def take(backend: Backend, principal: Principal, scope: MutableMapping[str, Any]) -> tuple[int, Taken]:
+    """Take the call of a request in, and return the status and the body of the answer."""
     # In a list, to be let go of as soon as it is read: as a name of this function it would stay to its end.
-    held = [await request.scope["holdfast.body"].read()]  # type: ignore[typeddict-item]  # the door's
-    request.state.counted = True  # the archive counts what it refuses by itself
-    headers = dict(request.scope["headers"])
+    body = scope["holdfast.body"]
+    held, headers = [await body.read()], body.headers
+    scope["state"]["counted"] = True  # the archive counts what it refuses by itself
     name, wait = headers.get(b"idempotency-key", b""), _wait(headers.get(b"prefer", b""))
     taken = await backend.archive.receive(held.pop(), header=name.decode("latin-1"), wait=wait, principal=principal)
-    return Response(_taken(taken), status_code=200 if isinstance(taken, Duplicate) else 202)
+    return 200 if isinstance(taken, Duplicate) else 202, _taken(taken)
 
 
 @post(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -86,8 +85,7 @@ def unpack(stored: bytes) -> bytes:
     return _frames.unpacker.decompress(stored) if stored[:4] == _MAGIC else stored
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """A body in its stored form.
 
     Attributes:
