@@ -14,7 +14,17 @@ import pytest
 from tests.flow.exchanges import Call, Counting, Guarded, guarded
 
 from holdfast.core.clock import micros
-from holdfast.idempotency import Completed, IdempotencyEvent, KeyRecord, RouteRule, State, Tombstone, current, keys
+from holdfast.idempotency import (
+    Completed,
+    IdempotencyEvent,
+    KeyRecord,
+    RouteRule,
+    State,
+    Tombstone,
+    current,
+    keys,
+    opened,
+)
 from holdfast.testing import crash
 
 K = "f2b0c5de-7a6b-4f50-9d5e-000000000003"
@@ -456,3 +466,18 @@ async def test_what_a_slow_response_tells_is_told_in_its_own_context() -> None:
         go_on.set()
         await asyncio.gather(*running)
         assert told == ["first", "second"]
+
+
+async def test_a_retry_is_answered_whether_its_key_is_remembered_or_not(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened, "SEEN_MAX", 2)
+    app, names = Counting(), [f"remembered-or-not-{number}" for number in range(5)]
+    async with guarded(app, target) as shop:
+        for _ in range(2):
+            answers = [await shop.ask(name) for name in names for _ in range(2)]
+            assert [answer.body for answer in answers[1::2]] == [b'{"run":%d}' % run for run in range(1, 6)]
+            assert all(answer.replayed for answer in answers[1::2])
+            assert shop.guard._opened is not None
+            assert len(shop.guard._opened._seen) <= 2
+    assert app.runs == 5

@@ -670,13 +670,15 @@ async def test_a_unit_on_another_ledger_is_refused(place: World, make_target: Ma
     assert refused.value.code == "config.unit_database"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_unit_on_a_database_without_a_ledger_is_refused(
-    place: World, make_target: MakeTarget, tmp_path: Path
+    kind: str, make_target: MakeTarget, tmp_path: Path
 ) -> None:
-    other = make_target("postgres") if place.kind in ON_POSTGRES else str(tmp_path / "other.db")
-    with pytest.raises(SchemaMismatch):
-        async with counter(None, place, database=other):
-            pass
+    other = make_target("postgres") if kind in ON_POSTGRES else str(tmp_path / "other.db")
+    async with world(kind, lambda each: make_target("postgres-empty" if each == "postgres" else each)) as place:
+        with pytest.raises(SchemaMismatch):
+            async with counter(None, place, database=other):
+                pass
 
 
 @pytest.mark.parametrize("kind", ["aiosqlite", "sqlalchemy-sqlite"])

@@ -8,8 +8,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from holdfast.core import points, trace
 from holdfast.idempotency import keys, lapses
@@ -44,50 +45,61 @@ async def look(opened: Opened, ticket: Ticket) -> Answered | None:
     return None if found is None or isinstance(found, Proceed) else await told(opened, found)
 
 
-async def claim(opened: Opened, ticket: Ticket) -> Held | Answered:
+def claim(opened: Opened, ticket: Ticket) -> Coroutine[Any, Any, Held | Answered]:
     """Claim the key of a request, or say what answers it. A cancellation takes the claim back before it is raised.
 
     Raises:
         StoreUnavailable: The ledger cannot be asked; the claim is taken back in the background.
     """
-    began = opened.clock.monotonic()
-    if trace.enabled:
-        with trace.span("holdfast.idempotency.claim", route=ticket.route, key_ref=ticket.key_ref) as span:
-            found = await decide(opened, ticket)
-            if isinstance(found, Held):
-                span.set(outcome="proceed", attempt=found.attempt)
-            else:
-                span.set(outcome=type(found).__name__.lower())
-    else:
-        found = await decide(opened, ticket)
-    claim_seconds.observe(opened.clock.monotonic() - began)
+    return _traced(opened, ticket) if trace.enabled else decide(opened, ticket, timed=True)
+
+
+async def _traced(opened: Opened, ticket: Ticket) -> Held | Answered:
+    with trace.span("holdfast.idempotency.claim", route=ticket.route, key_ref=ticket.key_ref) as span:
+        found = await decide(opened, ticket, timed=True)
+        if isinstance(found, Held):
+            span.set(outcome="proceed", attempt=found.attempt)
+        else:
+            span.set(outcome=type(found).__name__.lower())
     return found
 
 
-async def decide(opened: Opened, ticket: Ticket, *, contested: bool = True) -> Held | Answered:
-    """As `claim`; `contested` says whether to find out if whoever holds the key is alive."""
-    began = opened.clock.monotonic()
+async def decide(opened: Opened, ticket: Ticket, *, contested: bool = True, timed: bool = False) -> Held | Answered:
+    """As `claim`, for whoever has asked before.
+
+    Args:
+        opened: The guard.
+        ticket: The request.
+        contested: Whether to find out if whoever holds the key is alive.
+        timed: Whether the time it takes counts as that of a claim.
+    """
+    clock = opened.clock
+    began = clock.monotonic()
+    decided: Held | Answered
     try:
         found = await opened.gate.call(partial(opened.find, ticket))
         if contested and isinstance(found, InFlight):
             found = await lapses.contest(opened, ticket, found)
     except asyncio.CancelledError:
-        await outlast(opened.clock, _withdraw(opened, ticket), opened.gate.timeout, "holdfast idempotency withdraw")
+        await outlast(clock, _withdraw(opened, ticket), opened.gate.timeout, "holdfast idempotency withdraw")
         raise
     except NotAsked:
         raise
     except StoreUnavailable:
         _withdraw_later(opened, ticket)
         raise
-    if not isinstance(found, Proceed):
-        return await told(opened, found)
-    held = Held(ticket, found, due=began + ticket.rule.lease.total_seconds())
-    opened.claims.enter(held)
-    if found.reclaimed:
-        opened.events.notice("reclaimed", ticket, attempt=found.attempt)
-    if points.armed:
-        points.reach("keys.acked")
-    return held
+    if isinstance(found, Proceed):
+        decided = held = Held(ticket, found, began)
+        opened.claims.enter(held)
+        if found.reclaimed:
+            opened.events.notice("reclaimed", ticket, attempt=found.attempt)
+        if points.armed:
+            points.reach("keys.acked")
+    else:
+        decided = await told(opened, found)
+    if timed:
+        claim_seconds.observe(clock.monotonic() - began)
+    return decided
 
 
 async def told(opened: Opened, found: Answered) -> Answered:

@@ -124,14 +124,21 @@ class Held:
         "settling", "ticket", "won",
     )  # fmt: skip
 
-    def __init__(self, ticket: Ticket, proceed: Proceed, *, due: float = 0.0) -> None:
+    def __init__(self, ticket: Ticket, proceed: Proceed, began: float = 0.0) -> None:
+        """Hold what was claimed.
+
+        Args:
+            ticket: What for.
+            proceed: What the ledger said.
+            began: When it was asked, in seconds of the monotonic clock; claims that are not renewed need no time.
+        """
         self.ticket = ticket
         self.key_id = ticket.key_ids[0]
         self.fence = proceed.fence
         self.attempt = proceed.attempt
         self.record_id = proceed.record_id
-        self.lease_s = ticket.rule.lease.total_seconds()
-        self.due = due
+        self.lease_s = lease_s = ticket.rule.lease.total_seconds()
+        self.due = began + lease_s
         self.irreversible = False
         self.settling = False
         self.ended = self.won = False

@@ -59,6 +59,7 @@ __all__ = ["Exchange", "respond"]
 
 Found: TypeAlias = "Replay | InFlight | Conflict"
 
+NONE_LISTED: Headers = []
 UNPROTECTED = (b"idempotency-unprotected", b"true")
 TRANSCODE_BYTES = 64 * 1024
 """Above this a body is decoded in a thread."""
@@ -138,9 +139,9 @@ class Exchange:
         if rule.key == "forbidden":
             return Refusal("key_forbidden")
         try:
-            shape, config = self._shape, guard.config
+            shape, config, headers = self._shape, guard.config, self._headers
             if shape.key is not None:
-                key: str | None = identity.decoded_key(self._headers[shape.key][1], config)
+                key: str | None = identity.decoded_key(headers[shape.key][1], config)
             else:
                 key = identity.parse_key(self._chosen(shape.keys), config)
             assert key is not None, "one of its fields is the key's"
@@ -151,9 +152,10 @@ class Exchange:
             if not isinstance(told, (Principal, str)) and inspect.isawaitable(told):
                 told = await told
             self._key, self._principal = key, proven(told)
-            if too_long(self._chosen(shape.lengths), rule.request_bytes_max):
+            if too_long(headers, shape, rule.request_bytes_max):
                 return self._too_large()
-            recipe = self._site.recipes.find(self._scope, self._chosen(shape.plain), self._chosen(shape.listed), rule)
+            listed = self._chosen(shape.listed) if shape.listed else NONE_LISTED
+            recipe = self._site.recipes.find(self._scope, self._chosen(shape.plain), listed, rule)
             reading = self._reading = Reading(self._receive, recipe, rule=rule, config=config, clock=self._clock)
             whole = reading.read()
             if not (whole if isinstance(whole, bool) else await whole):
@@ -173,8 +175,11 @@ class Exchange:
 
     def _chosen(self, places: tuple[int, ...]) -> Headers:
         """The fields at some places."""
-        headers = self._headers
-        return [(headers[at][0], headers[at][1]) for at in places] if places else []
+        found: Headers = []
+        for at in places:
+            name, value = self._headers[at]
+            found.append((name, value))  # a tuple, whatever the server gives
+        return found
 
     # --- steps 7 and 8
 
@@ -267,7 +272,8 @@ class Exchange:
             if pick(error, Crashed) is not None or not await self._broke(responder, idem, held, error):
                 raise
         else:
-            await responder.turned()
+            if responder.turning is not None:
+                await responder.turned()
             if not responder.ended:
                 await self._end_unfinished(responder, idem, held, "raised")
                 await responder.forward()

@@ -15,13 +15,13 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -146,6 +146,16 @@ class Recipe:
             ]
         )
 
+    def finish(self, body: bytes) -> bytes:
+        """Return the fingerprint of a request with this body.
+
+        Raises:
+            RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
+        """
+        if self.form != "raw":
+            body = _canonical(replace(self.parts, body=body), self.form)
+        return sha256(self.head + sha256(body).digest()).digest()
+
 
 class Hasher:
     """Fingerprints one request while its body arrives.
@@ -172,7 +182,7 @@ class Hasher:
         """Take the next chunk; without effect unless `streams`."""
         if self.streams:
             if self._sum is None:
-                self._sum = hashlib.sha256()
+                self._sum = sha256()
             self._sum.update(chunk)
 
     def finish(self, body: bytes = b"") -> bytes:
@@ -184,15 +194,9 @@ class Hasher:
         Raises:
             RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
         """
-        recipe = self._recipe
-        if self._sum is not None:
-            content = self._sum.digest()
-        else:
-            form = recipe.form
-            if form != "raw":
-                body = _canonical(replace(recipe.parts, body=body), form)
-            content = hashlib.sha256(body).digest()
-        return hashlib.sha256(recipe.head + content).digest()
+        if self._sum is None:
+            return self._recipe.finish(body)
+        return sha256(self._recipe.head + self._sum.digest()).digest()
 
 
 def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:
@@ -206,7 +210,7 @@ def fingerprint(parts: RequestParts, *, version: int = VERSION) -> bytes:
         raise RecordUnreadable(
             f"fingerprints of version {version} are not known here", "upgrade Holdfast", code="idempotency.record_newer"
         )
-    return Hasher(Recipe(parts)).finish(parts.body)
+    return Recipe(parts).finish(parts.body)
 
 
 def _form(parts: RequestParts) -> str:

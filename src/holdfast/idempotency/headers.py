@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 from holdfast.idempotency.errors import RecordUnreadable
-from holdfast.idempotency.identity import framed
 from holdfast.idempotency.rules import RouteRule
 from holdfast.idempotency.values import Completed, Headers
 
@@ -31,9 +31,11 @@ __all__ = [
     "MARKER",
     "MARKER_STRIPE",
     "Control",
+    "Head",
     "decode_headers",
     "encode_headers",
     "filter_headers",
+    "head_of",
     "imf_date",
     "keepable",
     "lasting",
@@ -69,7 +71,6 @@ MARKERS: Final = frozenset({MARKER, MARKER_STRIPE})
 CONTROL: Final = b"idempotency-control"
 OURS: Final = MARKERS | {CONTROL}
 """Fields of a handler's response that are not for its client."""
-_OUR_CHARS: Final = frozenset(map(len, OURS))
 
 _OF_ONE_SENDING: Final = (
     MARKERS
@@ -85,10 +86,12 @@ _DIGESTS: Final = frozenset({b"content-md5", b"digest", b"content-digest", b"rep
 _BODILESS: Final = frozenset({204, 304})
 _STATUSES: Final = range(200, 600)
 
-NAMES_MAX, NAME_BYTES_MAX = 4096, 128
-"""Names of response fields that are remembered, and their size."""
+HEADS_MAX, NAMES_BYTES_MAX = 1024, 2048
+"""How many sets of names are remembered, and how long one may be: a handler may make names up."""
 _BLOCK: Final = b"\x01"
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_name_of = itemgetter(0)
+LF, CR = b"\n\r"  # numbers: bytes are asked for one of them ten times as fast as for bytes
 _UNSENDABLE = re.compile(rb"[\r\n\x00]")
 
 
@@ -105,49 +108,71 @@ def filter_headers(headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> H
     return _filtered(_normal(headers), rule)
 
 
-def keepable(status: int, headers: Iterable[tuple[bytes, bytes]], rule: RouteRule) -> Headers | None:
-    """Return what `filter_headers` does, or None where the head may not be sent again (`storable`)."""
-    if status not in _STATUSES:
-        return None
-    fates = _fates(rule.header_deny, rule.set_cookie != "keep")
-    kept, hops = [], False
-    for name, value in headers:
-        fate = fates[name]
-        if fate is None or b"\n" in value or b"\r" in value or b"\0" in value:
-            return None
-        if fate:
-            kept.append((fate, value.strip(b" \t")))
-        elif not hops:
-            hops = name.lower() == b"connection"
-    return _filtered(_normal(headers), rule) if hops else kept
+def keepable(status: int, headers: Headers, rule: RouteRule, head: Head | None = None) -> Headers | None:
+    """Return what `filter_headers` does, or None where the head may not be sent again (`storable`).
 
-
-class _Fates(dict[bytes, bytes | None]):
-    """What becomes of the fields of responses, by their names as they are sent.
-
-    The name as it is stored; empty: it is not stored; None: it cannot be sent. An application has few names.
+    `head` is what `head_of` says of them, for whoever knows it.
     """
+    head = head or head_of(headers, rule)
+    if status not in _STATUSES or head.kept is None:
+        return None
+    for _, value in headers:
+        if LF in value or CR in value or 0 in value:
+            return None
+    if head.hops:
+        return _filtered(_normal(headers), rule)
+    kept = []
+    for at, name in head.kept:
+        kept.append((name, headers[at][1].strip(b" \t")))
+    return kept
+
+
+class Head:
+    """What the fields of a response say, by their places.
+
+    Attributes:
+        ours: Whether any is a marker or `Idempotency-Control`.
+        type_at: The place of the first `Content-Type`; None: there is none.
+        kept: The places of those that are stored, with their names as stored; None: some cannot be sent at all.
+        hops: Whether any names others that are not stored.
+    """
+
+    __slots__ = ("hops", "kept", "ours", "type_at")
+
+    def __init__(self, names: Sequence[bytes], denied: frozenset[bytes]) -> None:
+        self.ours = any(name in OURS for name in names)
+        self.type_at = next((at for at, name in enumerate(names) if name == b"content-type"), None)
+        self.hops = b"connection" in names
+        self.kept: list[tuple[int, bytes]] | None = None
+        if all(_NAME.fullmatch(name) for name in names):
+            places = enumerate(names)
+            self.kept = [(at, name) for at, name in places if name not in denied and not name.startswith(_FAMILIES)]
+
+
+class _Heads(dict[tuple[bytes, ...], Head]):
+    """The heads of responses by the names of their fields as they are sent. An application has few sets of them."""
 
     def __init__(self, denied: frozenset[bytes]) -> None:
         super().__init__()
         self._denied = denied
 
-    def __missing__(self, name: bytes) -> bytes | None:
-        lowered = name.lower()
-        fate: bytes | None = None
-        if _NAME.fullmatch(lowered) is not None:
-            dropped = lowered in self._denied or lowered.startswith(_FAMILIES)
-            fate = b"" if dropped else lowered
-        if len(name) <= NAME_BYTES_MAX:
-            if len(self) >= NAMES_MAX:
+    def __missing__(self, names: tuple[bytes, ...]) -> Head:
+        head = Head([name.lower() for name in names], self._denied)
+        if sum(map(len, names)) <= NAMES_BYTES_MAX:
+            if len(self) >= HEADS_MAX:
                 self.clear()
-            self[name] = fate
-        return fate
+            self[names] = head
+        return head
 
 
 @lru_cache(maxsize=256)
-def _fates(named: tuple[str, ...], cookies: bool) -> _Fates:  # noqa: FBT001 - a key of the cache
-    return _Fates(_denied(named, cookies))
+def _heads(named: tuple[str, ...], cookies: bool) -> _Heads:  # noqa: FBT001 - a key of the cache
+    return _Heads(_denied(named, cookies))
+
+
+def head_of(headers: Headers, rule: RouteRule) -> Head:
+    """Return what the fields of a response say under a rule."""
+    return _heads(rule.header_deny, rule.set_cookie != "keep")[tuple(map(_name_of, headers))]
 
 
 def _filtered(fields: Headers, rule: RouteRule) -> Headers:
@@ -212,10 +237,14 @@ def _sendable(name: bytes, value: bytes) -> bool:
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Write fields as one block; names become lower case, values lose outer space."""
-    parts: list[bytes] = []
+    pieces: list[bytes] = [b""]
+    count = 0
     for name, value in headers:
-        parts += (name.lower(), value.strip(b" \t"))
-    return _BLOCK + (len(parts) // 2).to_bytes(4, "big") + framed(parts)
+        name, value = name.lower(), value.strip(b" \t")
+        pieces += (len(name).to_bytes(8, "big"), name, len(value).to_bytes(8, "big"), value)
+        count += 1
+    pieces[0] = _BLOCK + count.to_bytes(4, "big")
+    return b"".join(pieces)
 
 
 def decode_headers(block: bytes) -> Headers:
@@ -281,10 +310,9 @@ def parse_control(headers: Headers) -> tuple[Control, Headers]:
     Directives are separated by commas, in any case; one that is unknown or malformed is passed over, and
     of two lifetimes the shorter counts.
     """
-    ours = [field for field in headers if len(field[0]) in _OUR_CHARS and field[0].lower() in OURS]
-    if not ours:
+    if not any(name.lower() in OURS for name, _ in headers):
         return NOTHING_SAID, headers
-    values = [value for name, value in ours if name.lower() == CONTROL]
+    values = [value for name, value in headers if name.lower() == CONTROL]
     if not values:
         return NOTHING_SAID, without(headers, *OURS)
     directives = {directive.strip(b" \t").lower() for value in values for directive in value.split(b",")}

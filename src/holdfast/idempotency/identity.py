@@ -13,12 +13,12 @@ Invariants:
 from __future__ import annotations
 
 import functools
-import hashlib
 import ipaddress
 import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, TypeAlias
 
 from holdfast.core.errors import ConfigError
@@ -41,8 +41,6 @@ WEAK_CHARS = 16
 # --- ids ----------------------------------------------------------------------------------------
 
 
-_LENGTHS = [size.to_bytes(8, "big") for size in range(256)]
-"""Made once: most parts are short, and a request joins a few dozen of them."""
 _PADDED = 64
 """Bytes that a secret is brought to by HMAC-SHA-256 (RFC 2104)."""
 
@@ -55,16 +53,16 @@ def lp(*parts: str | bytes) -> bytes:
 
 def framed(parts: Sequence[bytes]) -> bytes:
     """Join parts as `lp` does, where all are bytes."""
-    try:
-        return b"".join([_LENGTHS[len(part)] + part for part in parts])
-    except IndexError:  # one is longer than most
-        return b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces += (len(part).to_bytes(8, "big"), part)
+    return b"".join(pieces)
 
 
 @functools.lru_cache(maxsize=64)
 def _pads(secret: bytes) -> tuple[bytes, bytes]:
     """What HMAC-SHA-256 hashes before the message, and before its hash."""
-    key = (hashlib.sha256(secret).digest() if len(secret) > _PADDED else secret).ljust(_PADDED, b"\0")
+    key = (sha256(secret).digest() if len(secret) > _PADDED else secret).ljust(_PADDED, b"\0")
     return bytes(byte ^ 0x36 for byte in key), bytes(byte ^ 0x5C for byte in key)
 
 
@@ -77,7 +75,7 @@ def _begun(secret: bytes, message: bytes) -> tuple[bytes, bytes]:
 def _ended(begun: tuple[bytes, bytes], rest: bytes) -> bytes:
     """End it with the rest of the message."""
     inner, outer = begun
-    return hashlib.sha256(outer + hashlib.sha256(inner + rest).digest()).digest()
+    return sha256(outer + sha256(inner + rest).digest()).digest()
 
 
 def _keyed(secret: bytes, *parts: str | bytes) -> bytes:
@@ -105,7 +103,8 @@ class Names:
         """Return `key_id` under each secret."""
         if route is not None:
             return tuple([key_id(secret, self._principal, key, route=route) for secret in self._secrets])
-        rest = framed((key.encode("utf-8", "surrogatepass"),))
+        text = key.encode("utf-8", "surrogatepass")
+        rest = len(text).to_bytes(8, "big") + text  # as `framed` joins them, who is not called for one part
         if len(self._keys) == 1:
             return (_ended(self._keys[0], rest)[:ID_BYTES],)
         return tuple([_ended(begun, rest)[:ID_BYTES] for begun in self._keys])
@@ -224,13 +223,15 @@ def decoded_key(value: bytes, config: IdempotencyConfig) -> str:
         raise _invalid("the key is blank", "send a fresh UUID")
     if len(trimmed) > _RAW_BYTES_MAX:
         raise _invalid("the key is too long", f"send at most {KEY_LENGTH_MAX} characters")
-    quoted = _QUOTED.fullmatch(trimmed)
-    if quoted is not None:
+    if trimmed.startswith(b'"'):
+        quoted = _QUOTED.fullmatch(trimmed)
+        if quoted is None:
+            raise _not_sf()
         raw = _ESCAPED.sub(rb"\1", quoted[1])
         if raw.strip(b" ") != raw:
             raise _invalid("the key begins or ends with a space", "send it without")
     elif config.strict_sf or _BARE.fullmatch(trimmed) is None:
-        raise _invalid("the key is no Structured Field String", 'send one string in double quotes, such as "8e03978e"')
+        raise _not_sf()
     else:
         raw = trimmed
     if not config.key_length_min <= len(raw) <= KEY_LENGTH_MAX:
@@ -269,6 +270,10 @@ def spellings(key: str) -> tuple[str, ...]:
 
 def _invalid(message: str, hint: str) -> KeyInvalid:
     return KeyInvalid(message, hint)
+
+
+def _not_sf() -> KeyInvalid:
+    return _invalid("the key is no Structured Field String", 'send one string in double quotes, such as "8e03978e"')
 
 
 def weak_key(key: str) -> bool:

@@ -50,6 +50,8 @@ points.register("keys.looked_up", "keys.claimed")
 
 TOUCH_MAX_S = 0.3
 """How long noting a secret's use may hold up renewals: less than a third of the shortest lease."""
+SEEN_MAX = 1024
+"""How many keys are known to have come before, so that a retry looks for its record first: it mostly comes soon."""
 UNIT_PATIENCE = timedelta(seconds=2)
 """How long the look at a unit's database waits for whoever writes there."""
 _parted: list[Opened] = []
@@ -107,6 +109,7 @@ class Opened:
         # PostgreSQL the claim itself finds the record there is.
         self._makes_first = database.dialect == "sqlite"
         self._looks_first = self._makes_first and database.label != MEMORY
+        self._seen: set[bytes] = set()  # keys in memory that are no longer new, as far as that is remembered
         self.naming = config.secrets[0]
         rules = [rule for rule in (config.rule, *config.routes) if rule is not None]
         lives = [each for rule in rules for each in (rule.ttl, rule.tombstone_ttl) if each is not None]
@@ -220,15 +223,22 @@ class Opened:
             points.reach("keys.looked_up")
         return found
 
-    async def find(self, ticket: Ticket) -> Decision:
+    def find(self, ticket: Ticket) -> Coroutine[Any, Any, Decision]:
         """Find the record, or claim the key."""
-        if self._looks_first:
-            found = await self.look(ticket)
-            if found is not None:
-                return found
-        elif points.armed:
+        seen = self._seen
+        if self._looks_first or ticket.key_ids[0] in seen:
+            return self._look_and_take(ticket)
+        if self._makes_first:
+            if len(seen) >= SEEN_MAX:
+                seen.clear()
+            seen.add(ticket.key_ids[0])
+        if points.armed:
             points.reach("keys.looked_up")  # the claim looks by itself
-        return await self.take(ticket)
+        return self.take(ticket)
+
+    async def _look_and_take(self, ticket: Ticket) -> Decision:
+        found = await self.look(ticket)
+        return await self.take(ticket) if found is None else found
 
     async def take(self, ticket: Ticket, *, dead: str | None = None, attached: Absent | None = None) -> Decision:
         """Claim the key.
@@ -240,7 +250,7 @@ class Opened:
         """
         try:
             if len(ticket.key_ids) == 1:
-                found = await self.take_in(self.single, ticket, dead=dead, attached=attached)
+                found = await self.take_in(self.single, ticket, dead, attached)
             else:
                 found = await self._take(ticket, dead, attached)
         except INCURABLE:
@@ -253,12 +263,12 @@ class Opened:
 
     async def _take(self, ticket: Ticket, dead: str | None, attached: Absent | None) -> Decision:
         if len(ticket.key_ids) == 1:
-            return await self.take_in(self.single, ticket, dead=dead, attached=attached)
+            return await self.take_in(self.single, ticket, dead, attached)
         async with self.database.write() as tx:
-            return await self.take_in(tx, ticket, dead=dead, attached=attached)
+            return await self.take_in(tx, ticket, dead, attached)
 
     def take_in(
-        self, tx: Tx, ticket: Ticket, *, dead: str | None = None, attached: Absent | None = None
+        self, tx: Tx, ticket: Ticket, dead: str | None = None, attached: Absent | None = None
     ) -> Coroutine[Any, Any, Decision]:
         """Claim the key in a transaction of the caller's."""
         config, rule, now = self.config, ticket.rule, self.clock.now()

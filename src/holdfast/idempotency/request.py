@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from holdfast.core.clock import Clock
@@ -57,6 +58,7 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SHAPES_MAX, SHAPE_BYTES_MAX = 1024, 2048
 """How many sets of names are remembered, and how long one may be: strangers choose them, and have few each."""
+_name_of = itemgetter(0)
 PLAIN = (b"content-type", b"content-encoding")
 USUAL_MAX, USUAL_BYTES_MAX = 1024, 512
 """How many recipes are remembered, and how long path and head of one may be: strangers choose them."""
@@ -108,7 +110,7 @@ class FieldNames:
 
     def shape(self, headers: Iterable[tuple[bytes, bytes]]) -> Shape:
         """Return what the fields of a request say."""
-        names = tuple([field[0] for field in headers])
+        names = tuple(map(_name_of, headers))
         shape = self._shapes.get(names)
         if shape is None:
             shape = Shape([name.lower() for name in names], self._keys, self._listed)
@@ -194,9 +196,10 @@ def proven(told: object) -> Principal:
     return principal
 
 
-def too_long(lengths: Headers, limit: int) -> bool:
+def too_long(headers: Headers, shape: Shape, limit: int) -> bool:
     """Say whether `Content-Length` declares a body over a limit. One that is no number is the server's matter."""
-    for _, value in lengths:
+    for at in shape.lengths:
+        value = headers[at][1]
         if value.isdigit():
             return len(value) > LENGTH_DIGITS_MAX or int(value) > limit
     return False
@@ -276,13 +279,13 @@ class Reading:
         Raises:
             RequestInvalid: The body has no canonical form (`idempotency.body_not_canonical`).
         """
-        hasher = self._hasher or Hasher(self._recipe)
-        if hasher.begun:
+        hasher, recipe = self._hasher, self._recipe
+        if hasher is not None and hasher.begun:
             return hasher.finish()
         body = bytes(self.body)
-        if hasher.streams or len(body) <= FORM_BYTES:
-            return hasher.finish(body)
-        return asyncio.to_thread(hasher.finish, body)
+        if recipe.form == "raw" or len(body) <= FORM_BYTES:
+            return recipe.finish(body)
+        return asyncio.to_thread(Hasher(recipe).finish, body)
 
     async def receive(self) -> Message:
         """What the application calls: the body in one message, then whatever the server says."""

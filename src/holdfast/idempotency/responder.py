@@ -30,7 +30,8 @@ from holdfast.core.clock import micros
 from holdfast.core.loops import spawn
 from holdfast.idempotency.answers import first_run
 from holdfast.idempotency.headers import (
-    NOTHING_SAID,
+    Head,
+    head_of,
     keepable,
     parse_control,
     sets_cookie,
@@ -53,7 +54,6 @@ START, BODY = "http.response.start", "http.response.body"
 ASIDE = frozenset({"http.response.debug", "http.response.early_hint"})
 """They pass at once, and no record knows of them."""
 SWITCHING, STATUS_MAX = 101, 599
-TYPE_CHARS = len("content-type")
 
 points.register("handler.returned", "response.started", "response.sent")
 
@@ -89,12 +89,14 @@ class Responder:
         ended: Whether its end was called for.
         interrupt: What cancels the run, if anything may.
         sent: Whether any of the response has left.
+        turning: Makes a stream of it, since its time has come; None: it has not, or that is done.
     """
 
     status: int | None = None
     phase: Phase = Phase.WAITING
     ended = False
     sent = False
+    turning: asyncio.Task[None] | None = None
     _irreversible = False
     _informed = False  # an interim response is being sent
     _queue: tuple[Message, ...] = ()  # unknown messages that came before the start
@@ -104,9 +106,9 @@ class Responder:
     _reason: TombstoneReason | None = None  # why the body is not kept, once that is known
     _stays = False  # whether the outcome is kept
     _line: Line | None = None
-    _turning: asyncio.Task[None] | None = None
     _start: Message
     _headers: Headers
+    _head: Head
     _context: Context
 
     def __init__(
@@ -137,7 +139,7 @@ class Responder:
         Raises:
             RuntimeError: ASGI forbids the message here.
         """
-        if self._turning is not None:
+        if self.turning is not None:
             await self.turned()
         kind = message["type"]
         if kind == BODY and self.phase is HOLDING:
@@ -153,15 +155,15 @@ class Responder:
 
     async def turned(self) -> None:
         """Wait until a response that became a stream by its timer flows; raise what went wrong with that."""
-        task = self._turning
+        task = self.turning
         if task is not None:
             await self._site.guard.clock.wait(task, None)
-            self._turning = None
+            self.turning = None
             task.result()
 
     async def outlive(self) -> None:
         """Wait, though this task is cancelled, until what the timer began is over: two must not send at once."""
-        task = self._turning
+        task = self.turning
         if task is None:
             return
         if not self.ended:  # it has not begun
@@ -172,7 +174,7 @@ class Responder:
             with suppress(asyncio.CancelledError):
                 await clock.wait(task, left)
         task.cancel()
-        self._turning = None
+        self.turning = None
 
     async def forward(self) -> None:
         """Send what is held, as the application left it: unfinished."""
@@ -209,20 +211,23 @@ class Responder:
             self._informed = True
             await self._send(message)
             return
-        control, headers = parse_control([(bytes(name), bytes(value)) for name, value in message.get("headers", ())])
-        if control is not NOTHING_SAID:
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        rule, head = self._rule, head_of(headers, self._rule)
+        if head.ours:
+            control, headers = parse_control(headers)
             self._idem.apply(control)
             self._irreversible = control.irreversible
-        self.status, self._start, self._headers = status, message, headers
-        self.phase = Phase.HOLDING
-        if self._rule.flush == "early":
+            head = head_of(headers, rule)
+        self.status, self._start, self._headers, self._head = status, message, headers, head
+        self.phase = HOLDING
+        if rule.flush == "early":
             self._length = next((int(v) for n, v in headers if n.lower() == b"content-length" and v.isdigit()), None)
         at_once = self._at_once()
         if at_once is not None:
             await self._flow(at_once, last=False)
         elif not self._unit and (lateness := self._site.guard.lateness) is not None:
             self._context = copy_context()
-            self._line = lateness.enter(self, self._rule.stream_after)
+            self._line = lateness.enter(self, rule.stream_after)
 
     async def _on_body(self, message: Message) -> None:
         last = not message.get("more_body", False)
@@ -277,26 +282,23 @@ class Responder:
             return "upgrade"
         if self._queue:
             return "message"
-        if self._rule.stream or self._start.get("trailers", False) or self._is_event_stream():
+        if self._rule.stream or self._start.get("trailers", False):
+            return "stream"
+        at = self._head.type_at
+        if at is not None and self._headers[at][1].partition(b";")[0].strip().lower() == b"text/event-stream":
             return "stream"
         return None
-
-    def _is_event_stream(self) -> bool:
-        for name, value in self._headers:
-            if len(name) == TYPE_CHARS and name.lower() == b"content-type":
-                return value.partition(b";")[0].strip().lower() == b"text/event-stream"
-        return False
 
     def _decided(self, *, whole: bool) -> Ending:
         """Decide what the response becomes; `whole` says whether all of its body is held."""
         assert self.status is not None
-        rule, headers, reason = self._rule, self._headers, self._reason
-        idem, irreversible = self._idem, self.irreversible
+        rule, headers, reason, idem = self._rule, self._headers, self._reason, self._idem
+        irreversible = self._irreversible or idem.irreversible
         keep, ttl = irreversible or not idem.discarded, idem.retention
         if self._unit and idem.result is not None:
             return Ending(idem.result, "store", keep, ttl)
         verdict = classify(self.status, rule, irreversible=irreversible)
-        kept = keepable(self.status, headers, rule) if reason is None else None
+        kept = keepable(self.status, headers, rule, self._head) if reason is None else None
         if kept is None and reason is None:
             reason = "message"
             if self.status > STATUS_MAX:
@@ -321,7 +323,7 @@ class Responder:
         """Become a stream: the last byte has not come in time."""
         if self.phase is Phase.HOLDING and not self.ended:
             # In the request's own context: the timer is shared with others.
-            self._turning = self._context.run(spawn, self._turn(), "holdfast idempotency stream")
+            self.turning = self._context.run(spawn, self._turn(), "holdfast idempotency stream")
 
     async def _turn(self) -> None:
         if self.phase is Phase.HOLDING and not self.ended:

@@ -58,11 +58,12 @@ _PRESENT: Final = framed((b"some",))
 
 def heavy(outcome: Outcome | Sealed) -> bool:
     """Whether sealing or opening it is work for a thread."""
+    if isinstance(outcome, Completed):
+        return len(outcome.body) > OFF_LOOP_BYTES
     if isinstance(outcome, Tombstone) or outcome.body is None:
         return False
     # What is compressed is opened to its full size.
-    whole = outcome.body_bytes if isinstance(outcome, Sealed) else None
-    return max(len(outcome.body), whole or 0) > OFF_LOOP_BYTES
+    return max(len(outcome.body), outcome.body_bytes or 0) > OFF_LOOP_BYTES
 
 
 def redacted(response: Completed, redact: Callable[[Completed], Completed | None] | None) -> Outcome:
@@ -171,17 +172,16 @@ def _coded(outcome: Completed) -> bool:
 
 def _sum(sealed: Sealed) -> bytes:
     """Over everything that says what the outcome is; what is absent differs from what is empty."""
-    numbers = _numbers(sealed.status, sealed.codec, sealed.body_bytes, sealed.cipher_key)
-    body, digest, reason = sealed.body, sealed.body_digest, sealed.reason
-    parts: list[bytes] = [numbers, _PRESENT, _size(sealed.headers), sealed.headers]
-    parts += (_ABSENT,) if body is None else (_PRESENT, _size(body), body)
-    parts += (_ABSENT,) if digest is None else (_PRESENT, _size(digest), digest)
-    parts += (_ABSENT,) if reason is None else (_PRESENT, _size(reason.encode()), reason.encode())
-    return blake3(b"".join(parts)).digest(_SUM_BYTES)
-
-
-def _size(part: bytes) -> bytes:
-    return len(part).to_bytes(8, "big")
+    headers, body, digest = sealed.headers, sealed.body, sealed.body_digest
+    reason = None if sealed.reason is None else sealed.reason.encode()
+    told = (
+        _numbers(sealed.status, sealed.codec, sealed.body_bytes, sealed.cipher_key),
+        _PRESENT + len(headers).to_bytes(8, "big") + headers,
+        _ABSENT if body is None else _PRESENT + len(body).to_bytes(8, "big") + body,
+        _ABSENT if digest is None else _PRESENT + len(digest).to_bytes(8, "big") + digest,
+        _ABSENT if reason is None else _PRESENT + len(reason).to_bytes(8, "big") + reason,
+    )
+    return blake3(b"".join(told)).digest(_SUM_BYTES)
 
 
 @lru_cache(maxsize=1024)

@@ -9,9 +9,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from holdfast.core import points, trace
 from holdfast.core.clock import micros
@@ -49,7 +50,7 @@ class _Last:
         self.held = held
         self.patience: float | None = opened.config.release_timeout.total_seconds()
 
-    async def __call__(self) -> bool:
+    def __call__(self) -> Coroutine[Any, Any, bool]:
         raise NotImplementedError
 
     def ended(self, won: bool) -> None:  # noqa: FBT001 - what the ledger said
@@ -77,16 +78,27 @@ class _Settle(_Last):
         self._ttl = ttl
         self._sealed: Sealed | None = None
 
-    async def __call__(self) -> bool:
-        opened, held, sealed = self.opened, self.held, self._sealed
-        if sealed is None:
-            coming = opened.sealed(self._outcome, held.key_id, held.record_id)
-            sealed = self._sealed = coming if isinstance(coming, Sealed) else await coming
-        now = opened.clock.now()
+    def __call__(self) -> Coroutine[Any, Any, bool]:
+        if self._sealed is None:
+            coming = self.opened.sealed(self._outcome, self.held.key_id, self.held.record_id)
+            if not isinstance(coming, Sealed):
+                return self._once_sealed(coming)
+            self._sealed = coming
+        return self._reached() if points.armed else self._write(self._sealed)
+
+    def _write(self, sealed: Sealed) -> Coroutine[Any, Any, bool]:
+        held, now = self.held, self.opened.clock.now()
         expires_at = now + micros(self._ttl or self._life())
-        won = await keys.settle(self.tx, held.key_id, held.fence, sealed, expires_at=expires_at, now=now)
-        if points.armed:
-            points.reach("keys.settled")
+        return keys.settle(self.tx, held.key_id, held.fence, sealed, expires_at=expires_at, now=now)
+
+    async def _once_sealed(self, coming: Awaitable[Sealed]) -> bool:
+        self._sealed = await coming
+        return await self()
+
+    async def _reached(self) -> bool:
+        assert self._sealed is not None
+        won = await self._write(self._sealed)
+        points.reach("keys.settled")
         return won
 
     @property

@@ -78,9 +78,9 @@ class Principal:
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Completed:
-    """A whole response.
+    """A whole response. Made for every request, so not frozen; nobody changes one that is made.
 
     Attributes:
         status: 200 to 599.

@@ -138,6 +138,8 @@ class ForeignTx:
         values = self._bind(found, params)
         self._check()
         with self._edge:
+            if found.counts:
+                return [found.row((1,))] if await self.execute(found, [found.bind(params)]) else []
             return [found.row(tuple(row)) for row in await self.fetch(found.text, values)]
 
     async def run(self, statement: str, rows: Iterable[Sequence[object]], /) -> int:

@@ -10,6 +10,9 @@ statement that gives rows says which columns:
 SQLite texts use `:name`, PostgreSQL texts `$1` to `$n`; either way a tuple in the header's order binds. What
 comes before the first header, and lines that are wholly comments, are for the reader.
 
+A statement that changes one row or none may have the one column `changed`: it gives a row when it has changed one.
+On SQLite its text returns nothing, and the driver is asked: there RETURNING makes a table for every statement.
+
 Invariants:
     - Every parameter of the header is used, and nothing else is; on SQLite they first occur in its order.
     - A name is given once per dialect.
@@ -39,6 +42,7 @@ _COLUMNS = re.compile(r"-- columns: (?P<columns>[a-z0-9_, ]+)$")
 _STRING = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 _NAMED = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 _READS = re.compile(r"select\b", re.IGNORECASE)
+_RETURNS = re.compile(r"\breturning\b", re.IGNORECASE)
 _NUMBERED = re.compile(r"\$([0-9]+)")
 
 
@@ -89,6 +93,11 @@ class Statement(msgspec.Struct, frozen=True, dict=True):
     def reads(self) -> bool:
         """Whether it changes nothing, and asks for nothing but rows."""
         return _READS.match(self.text) is not None
+
+    @cached_property
+    def counts(self) -> bool:
+        """Whether its row is how many rows it has changed, which the driver tells, and not its text."""
+        return self.columns == ("changed",) and _RETURNS.search(self.text) is None
 
 
 class Companion(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ from holdfast.store.database import Call, Overdue
 from holdfast.store.hints import Hints
 from holdfast.store.home import Home
 from holdfast.store.owners import Owner
-from holdfast.store.sqlite_batch import roll_back, run_batch
+from holdfast.store.sqlite_batch import first_of, roll_back, run_batch
 from holdfast.store.sqlite_errors import Edge, translate
 from holdfast.store.sqlite_log import WAL_BYTES_MAX, LogKeeper
 from holdfast.store.sqlite_pool import Pool, Reader, find_file, leave_log, make_file, pragmas
@@ -135,7 +135,7 @@ class SqliteDatabase:
                 rows = self._cursor.execute(found.text, values).fetchall()
             except self.edge.mapped as error:
                 raise translate(error, self.label) from error
-            return found.row(rows[0]) if rows else None
+            return first_of(found, rows, self.connection)
         future: asyncio.Future[Row | None] = self.home.loop.create_future()
         call = Call(found, values, future)
         try:

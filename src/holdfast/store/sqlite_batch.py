@@ -6,7 +6,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import apsw
 
@@ -16,7 +16,11 @@ from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Call
 from holdfast.store.sqlite_errors import APPEND_FAULTS, translate
 
-__all__ = ["roll_back", "run_batch"]
+if TYPE_CHECKING:
+    from holdfast.store.catalogue import Statement
+    from holdfast.store.database import Row
+
+__all__ = ["first_of", "roll_back", "run_batch"]
 
 LARGE_BYTES = 1024 * 1024
 """A statement with larger values is not cached: it would keep them until it runs again."""
@@ -40,7 +44,7 @@ def run_batch(batch: Batch, connection: apsw.Connection, statements: Catalogue, 
             else:
                 _run(group, cursor, statements)
         for call in batch.calls:
-            _call(call, cursor, label)
+            _call(call, connection, cursor, label)
         if points.armed:
             points.reach("batch.inserted")
     except APPEND_FAULTS as error:
@@ -93,14 +97,21 @@ def _run_carefully(group: Group, cursor: apsw.Cursor, statements: Catalogue, lab
     cursor.execute("RELEASE append")
 
 
-def _call(call: Call, cursor: apsw.Cursor, label: str) -> None:
+def first_of(statement: Statement, rows: list[Any], connection: apsw.Connection) -> Row | None:
+    """Return the first row of a statement that has just run, given the rows it returned."""
+    if rows:
+        return statement.row(rows[0])
+    return statement.row((1,)) if statement.counts and connection.changes() else None
+
+
+def _call(call: Call, connection: apsw.Connection, cursor: apsw.Cursor, label: str) -> None:
     """Run a statement; one that fails leaves nothing, and the transaction goes on."""
     try:
         rows = cursor.execute(call.statement.text, call.values, can_cache=call.size < LARGE_BYTES).fetchall()
     except APPEND_FAULTS as error:
         call.error = translate(error, label)
     else:
-        call.row = call.statement.row(rows[0]) if rows else None
+        call.row = first_of(call.statement, rows, connection)
 
 
 def _find_recorded(group: Group, cursor: apsw.Cursor, statements: Catalogue) -> bool:

@@ -16,7 +16,7 @@ import apsw
 from holdfast.core.errors import StoreError
 from holdfast.store.catalogue import Catalogue
 from holdfast.store.database import Row
-from holdfast.store.sqlite_batch import roll_back
+from holdfast.store.sqlite_batch import first_of, roll_back
 from holdfast.store.sqlite_errors import Edge
 
 if TYPE_CHECKING:
@@ -38,12 +38,16 @@ class SqliteTx:
 
     async def one(self, statement: str, /, **params: object) -> Row | None:
         found = self._statements[statement]
+        connection = self._open()
         with self._edge:
-            row = self._open().execute(found.text, found.bind(params)).fetchone()
-        return None if row is None else found.row(row)
+            row = connection.execute(found.text, found.bind(params)).fetchone()
+        return first_of(found, [] if row is None else [row], connection)
 
     async def all(self, statement: str, /, **params: object) -> list[Row]:
         found = self._statements[statement]
+        if found.counts:
+            row = await self.one(statement, **params)
+            return [] if row is None else [row]
         with self._edge:
             return list(map(found.row, self._open().execute(found.text, found.bind(params))))
 

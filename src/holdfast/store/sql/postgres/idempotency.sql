@@ -126,13 +126,13 @@ SELECT key_id FROM idem_keys
 WHERE key_id = $1::bytea AND fence = $2::bigint AND state = 1 AND lease_until = $3::bigint
 
 -- name: keys.settle(state, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, now, expires_at, key_id, fence)
--- columns: fence
+-- columns: changed
 UPDATE idem_keys
 SET state = $1::integer, status = $2::integer, headers = $3::bytea, body = $4::bytea, body_bytes = $5::bigint, body_digest = $6::bytea,
     block_sum = $7::bytea, codec = $8::integer, cipher_key = $9::bigint, reason = $10::text, settled_at = $11::bigint,
     expires_at = $12::bigint
 WHERE key_id = $13::bytea AND fence = $14::bigint AND (state = 4 OR (state = 1 AND (lease_until > $11::bigint OR expires_at > $11::bigint)))
-RETURNING fence
+RETURNING 1 AS changed
 
 -- name: keys.release(expires_at, key_id, fence, now)
 -- columns: state

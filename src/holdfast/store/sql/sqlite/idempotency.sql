@@ -101,13 +101,12 @@ SELECT key_id FROM idem_keys
 WHERE key_id = :key_id AND fence = :fence AND state = 1 AND lease_until = :lease_until
 
 -- name: keys.settle(state, status, headers, body, body_bytes, body_digest, block_sum, codec, cipher_key, reason, now, expires_at, key_id, fence)
--- columns: fence
+-- columns: changed
 UPDATE idem_keys
 SET state = :state, status = :status, headers = :headers, body = :body, body_bytes = :body_bytes, body_digest = :body_digest,
     block_sum = :block_sum, codec = :codec, cipher_key = :cipher_key, reason = :reason, settled_at = :now,
     expires_at = :expires_at
 WHERE key_id = :key_id AND fence = :fence AND (state = 4 OR (state = 1 AND (lease_until > :now OR expires_at > :now)))
-RETURNING fence
 
 -- name: keys.release(expires_at, key_id, fence, now)
 -- columns: state
