@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.ledgers import Ledgers, memory
 
 from holdfast.execution import declare
 from holdfast.store.database import Database
@@ -23,25 +25,46 @@ settings.load_profile("suite")
 """The same examples in every run, and none too slow for a loaded machine; a property that wants more says so."""
 
 
+def pytest_collection_finish() -> None:
+    """All that collecting has made lives to the end: no collection goes through it again, and no fork copies it."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[PostgresServer]:
-    """One server for the session, shared by all its workers. Outages need one of their own."""
+    """One server for the session, shared by all its workers. Outages need one of their own, which is on the disk.
+
+    Hundreds of databases come into being, which nothing needs to tidy up behind the tests' backs.
+    """
     base = tmp_path_factory.getbasetemp()
-    with PostgresServer(shared=base if worker_id == "master" else base.parent) as server:
+    shared = base if worker_id == "master" else base.parent
+    with PostgresServer(shared=shared, folder=memory(), settings={"autovacuum_naptime": "1h"}) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Ledgers:
+    """Ledgers of the session's server that are migrated already."""
+    return Ledgers(postgres, tmp_path_factory.mktemp("migrated"))
 
 
 @pytest.fixture
 def make_target(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Make a fresh ledger's target of a kind: `sqlite-memory`, `sqlite-file` or `postgres`."""
+    """Make a fresh ledger's target of a kind: `sqlite-memory`, `sqlite-file`, `postgres` or `postgres-empty`.
+
+    In `postgres` the migrations have run already; tests of what the first opening makes take `postgres-empty`.
+    """
 
     def make(kind: str) -> str:
         if kind == "sqlite-memory":
             return ":memory:"
         if kind == "sqlite-file":
             return str(tmp_path / "ledger.db")
-        server: PostgresServer = request.getfixturevalue("postgres")
-        return server.fresh_schema()
+        if kind == "postgres-empty":
+            server: PostgresServer = request.getfixturevalue("postgres")
+            return server.fresh_schema()
+        migrated: Ledgers = request.getfixturevalue("migrated")
+        return migrated.fresh()
 
     return make
 

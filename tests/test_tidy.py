@@ -298,17 +298,24 @@ def test_no_tracked_file_holds(pattern: re.Pattern[str], why: str) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def _silent(comment: str) -> bool:
+    """Whether a comment silences a check and does not say why."""
+    reasoned = re.search(r"noqa: [A-Z0-9, ]+ [-#] ?\w|type: ignore\[[\w, -]+\] +[-#] ?\w", comment)
+    return bool(re.match(r"# *(noqa|type: *ignore)", comment)) and not reasoned
+
+
 def test_every_silenced_check_says_why() -> None:
     """`# noqa: CODE - why` and `# type: ignore[code]  # why`."""
     silent = []
     for folder in ("src", "tests", "typing_tests", "bench"):
         for source in sources(folder):
-            for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-                if token.type != tokenize.COMMENT:
-                    continue
-                reasoned = re.search(r"noqa: [A-Z0-9, ]+ [-#] ?\w|type: ignore\[[\w, -]+\] +[-#] ?\w", token.string)
-                if re.match(r"# *(noqa|type: *ignore)", token.string) and not reasoned:
-                    silent.append(f"{source.place}:{token.start[0]}: {token.string}")
+            if not any(_silent(each[1]) for each in re.finditer(r"(?=(#.*))", source.text)):
+                continue  # which of these are comments only a tokenizer knows, and it takes its time
+            silent += [
+                f"{source.place}:{token.start[0]}: {token.string}"
+                for token in tokenize.generate_tokens(io.StringIO(source.text).readline)
+                if token.type == tokenize.COMMENT and _silent(token.string)
+            ]
     assert silent == []
 
 

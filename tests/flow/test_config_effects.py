@@ -646,6 +646,7 @@ def tale(*, decorated: bool) -> tuple[Any, list[str]]:
     return program, said
 
 
+@pytest.mark.parametrize("ledger", ["sqlite-file", "postgres-empty"], indirect=True)
 async def test_without_durability_a_program_is_what_it_is_without_decorators(stage: Stage) -> None:
     """DA-89, DX-8: byte for byte, and no file appears."""
     plain, heard = tale(decorated=False)

@@ -25,6 +25,10 @@ def stage(ledger: str, tmp_path: Path) -> Stage:
     return Stage(ledger, tmp_path)
 
 
+named = pytest.mark.parametrize("ledger", ["sqlite-file", "postgres-empty"], indirect=True)
+"""For tests that give a ledger the namespace it is made with."""
+
+
 # --- keys ---------------------------------------------------------------------------------------------
 
 
@@ -36,6 +40,7 @@ async def rows(hf: holdfast.Holdfast, id: str) -> list[Any]:
         return await tx.all("journal.list", execution_pk=found.pk, generation=None, after=0, most=500)
 
 
+@named
 async def test_uids_shapes_keys_and_arguments_have_their_published_values(stage: Stage) -> None:
     """DA-4: the vectors of §5 that a program can show."""
     keys: dict[str, str] = {}
@@ -78,6 +83,7 @@ async def test_uids_shapes_keys_and_arguments_have_their_published_values(stage:
     assert len(keys) == len(set(keys.values())) == 4
 
 
+@named
 def test_keys_shapes_and_positions_depend_on_the_program_alone(stage: Stage) -> None:
     """DA-4: two processes with different hash seeds, on different ledgers, in different order of completion."""
     other = stage.folder / "another.db"

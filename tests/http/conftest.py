@@ -18,7 +18,7 @@ def module_ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """The path or URL of a ledger that the tests of a module share, on each database."""
     if request.param == "sqlite-file":
         return str(tmp_path_factory.mktemp("ledger") / "ledger.db")
-    found: str = request.getfixturevalue("postgres").fresh_schema()
+    found: str = request.getfixturevalue("migrated").fresh()
     return found
 
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 from tests.flow.tamper import change, look
+from tests.ledgers import Ledgers
 
 import holdfast
 from holdfast.core.clock import to_datetime
 from holdfast.testing import Crashed, ManualClock, crash
-from holdfast.testing.postgres import PostgresServer
 
 # --- programs -------------------------------------------------------------------------------------------
 
@@ -473,11 +473,11 @@ def test_random_programs_keep_the_contract_on_sqlite(program: tuple[Any, ...], d
 @settings(COMMON, max_examples=12)
 @given(program=PROGRAMS, deaths=DEATHS)
 def test_random_programs_keep_the_contract_on_postgres(
-    postgres: PostgresServer, program: tuple[Any, ...], deaths: list[Death]
+    migrated: Ledgers, program: tuple[Any, ...], deaths: list[Death]
 ) -> None:
     """DA-24."""
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(course(postgres.fresh_schema(), Path(folder), program, deaths))
+        asyncio.run(course(migrated.fresh(), Path(folder), program, deaths))
 
 
 # --- prefixes -------------------------------------------------------------------------------------------

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.ledgers import Ledgers
 
 from holdfast.store.postgres import PostgresDatabase
-from holdfast.testing.postgres import PostgresServer
 from holdfast.testing.store_contract import LocalStore
 
 
 @pytest.fixture
-def postgres_store(postgres: PostgresServer, tmp_path: Path) -> LocalStore:
+def postgres_store(migrated: Ledgers, tmp_path: Path) -> LocalStore:
     """What opens handles on a fresh ledger in PostgreSQL."""
-    return LocalStore(postgres.fresh_schema(), tmp_path / "owners")
+    return LocalStore(migrated.fresh(), tmp_path / "owners")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from holdfast.store.postgres import PostgresDatabase
 from holdfast.store.sqlite import SqliteDatabase, open_sqlite
 from holdfast.testing.store_contract import LocalStore
 
-shared = pytest.mark.parametrize("store", ["sqlite-file", "postgres"], indirect=True)
+shared = pytest.mark.parametrize("store", ["sqlite-file", "postgres-empty"], indirect=True)
 
 
 def test_the_numbers_are_the_same() -> None:

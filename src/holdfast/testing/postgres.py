@@ -69,6 +69,7 @@ class PostgresServer:
         settings: Server settings to add to, or put in place of, those a durable server has.
         binaries: The `bin` directory of an installation; None: that of `HOLDFAST_TEST_POSTGRES_BIN` in the
             environment, or else the wheel's.
+        folder: Where the server's directory is made, by a short path; None: where temporary files lie.
 
     Example:
         with PostgresServer() as server:
@@ -81,11 +82,13 @@ class PostgresServer:
         shared: Path | None = None,
         settings: Mapping[str, str] | None = None,
         binaries: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._settings = {**SETTINGS, **(settings or {})}
         self._user = "nobody" if os.geteuid() == 0 else None
         given = os.environ.get("HOLDFAST_TEST_POSTGRES_BIN")
         self._given = binaries or (Path(given) if given else None)
+        self._folder = folder or Path(tempfile.gettempdir())
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._schemas = 0
@@ -205,7 +208,7 @@ class PostgresServer:
         """Make a directory, initialise it, start the server and its janitor."""
         # Directly below the system's directory for temporary files: a socket's path may have 107 bytes only,
         # and the directories pytest makes are closed to other users.
-        directory = Path(tempfile.mkdtemp(prefix="holdfast-pg-", dir=tempfile.gettempdir()))
+        directory = Path(tempfile.mkdtemp(prefix="holdfast-pg-", dir=self._folder))
         self.directory = directory
         directory.chmod(0o755)
         os.mkfifo(directory / "holders", 0o600)
