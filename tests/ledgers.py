@@ -31,8 +31,11 @@ def memory() -> Path | None:
     if not MEMORY.is_dir():
         return None
     there = os.statvfs(MEMORY)
-    fits = there.f_bavail * there.f_frsize > MEMORY_BYTES and not there.f_flag & os.ST_NOEXEC
-    return MEMORY if fits else None
+    room = there.f_bavail * there.f_frsize  # which it may have, and the machine not
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            room = min(room, int(line.split()[1]) * 1024)
+    return MEMORY if room > MEMORY_BYTES and not there.f_flag & os.ST_NOEXEC else None
 
 
 class Ledgers:

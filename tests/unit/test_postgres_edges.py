@@ -103,13 +103,9 @@ class Transport:
     ("before", "after"), [(256 * 1024, READ_BYTES), (READ_BYTES, READ_BYTES), (1024, 1024), (None, None)]
 )
 def test_answers_are_read_in_small_pieces_where_that_can_be_said(before: int | None, after: int | None) -> None:
-    class Connection:
-        _transport = Transport() if before is None else Transport(max_size=before)
-
-    connection: Any = Connection()
-    _read_less(connection)
-    assert getattr(connection._transport, "max_size", None) == after
-    _read_less(object())
+    transport = Transport() if before is None else Transport(max_size=before)
+    _read_less(transport)
+    assert getattr(transport, "max_size", None) == after
 
 
 def test_a_transaction_behind_a_pooler_says_what_a_session_would() -> None:
