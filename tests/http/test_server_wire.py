@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,21 @@ def at(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
-def told(at: Server, *parts: bytes) -> list[int]:
-    """Send bytes in pieces, and return the statuses of the answers."""
+@contextmanager
+def sent(at: Server, *parts: bytes) -> Iterator[socket.socket]:
+    """A connection on which bytes were sent in pieces."""
     with socket.create_connection(("127.0.0.1", at.port)) as line:
         line.settimeout(ANSWERS_WITHIN_S)
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for part in parts:
             line.sendall(part)
             turn(at)
+        yield line
+
+
+def told(at: Server, *parts: bytes) -> list[int]:
+    """Send bytes in pieces, and return the statuses of the answers."""
+    with sent(at, *parts) as line:
         answers = drain(line)
     return [int(each[:3]) for each in answers.split(b"HTTP/1.1 ")[1:]]
 
@@ -61,12 +69,7 @@ def test_a_call_is_answered_alike_however_it_is_cut(tmp_path: Path) -> None:
 
 def answer_to(at: Server, *parts: bytes) -> bytes:
     """Send a request in pieces, and return its answer but for the date."""
-    with socket.create_connection(("127.0.0.1", at.port)) as line:
-        line.settimeout(ANSWERS_WITHIN_S)
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for part in parts:
-            line.sendall(part)
-            turn(at)
+    with sent(at, *parts) as line:
         answer = until(line, b"}")
     return re.sub(rb"date: [^\r]*\r\n", b"", answer)
 

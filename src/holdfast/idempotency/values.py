@@ -78,9 +78,9 @@ class Principal:
     tenant: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Completed:
-    """A whole response. Made for every request, so not frozen; nobody changes one that is made.
+    """A whole response.
 
     Attributes:
         status: 200 to 599.

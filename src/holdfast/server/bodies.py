@@ -93,8 +93,7 @@ class Door:
         most = self._config.body_bytes_max
         if body.length is not None and body.length > most:
             raise _too_large(most, "body_bytes_max")
-        place = body.place = self._admission.enter()
-        await place.take()
+        place = body.place = await self._admission.enter()
         whole = BytesIO()  # gives what it holds without another copy of it
         size, more = 0, True
         while more:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from holdfast.sessions.errors import SaturatedBytes, SaturatedItems, Stopping
 from holdfast.sessions.metrics import METRICS
@@ -78,12 +77,12 @@ class _Full:
 
 
 class Place:
-    """A body's place; a context manager that is entered when there is one."""
+    """A body's place, from when there is one until it is left."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._weight = 0
-        self._in = False
+        self._left = False
 
     async def grow(self, size: int) -> None:
         """Weigh so many bytes more.
@@ -100,30 +99,11 @@ class Place:
         self._weight += size
         self._admission.show()
 
-    async def take(self) -> None:
-        """Enter it; whoever does not use `async with` leaves it, also when this fails.
-
-        Raises:
-            SaturatedItems: There was none in time.
-            Stopping: None is given any more.
-        """
-        await self._admission.admit()
-        self._in = True
-
     def leave(self) -> None:
-        """Give it back. Harmless when that was done, or there was none."""
-        if self._in:
-            self._in = False
+        """Give it back; harmless when that was done."""
+        if not self._left:
+            self._left = True
             self._admission.leave(self._weight)
-
-    async def __aenter__(self) -> Self:
-        await self.take()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.leave()
 
 
 class Admission:
@@ -135,21 +115,17 @@ class Admission:
         self.weight = _Full(config.inflight_bytes_max, clock, wait_s)
         self._closed = False
 
-    def enter(self) -> Place:
-        """Return a place to be entered with `async with`, which waits until there is one.
-
-        Raises there:
-            SaturatedItems: There was none in time.
-            Stopping: None is given any more.
-        """
-        return Place(self)
-
     def close(self) -> None:
         """Give no more places; who has one keeps it."""
         self._closed = True
 
-    async def admit(self) -> None:
-        """Take a place; `enter` does."""
+    async def enter(self) -> Place:
+        """Return a place as soon as there is one; whoever has it leaves it.
+
+        Raises:
+            SaturatedItems: There was none in time.
+            Stopping: None is given any more.
+        """
         self._refuse_when_closed()
         if not await self.items.take(1):
             raise SaturatedItems(
@@ -161,6 +137,7 @@ class Admission:
             self.items.give(1)
             raise
         self.show()
+        return Place(self)
 
     def leave(self, weight: int) -> None:
         """Give a place back; leaving it does."""
