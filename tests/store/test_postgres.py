@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.store.appenders import Appenders
 
 from holdfast.core.clock import SystemClock
 from holdfast.core.errors import Busy, ConfigError, HoldfastError, StoreError, Unavailable
@@ -44,39 +46,6 @@ async def fragile(server: PostgresServer, tmp_path: Path) -> AsyncIterator[Postg
         assert isinstance(database, PostgresDatabase)
         yield database
         await asyncio.to_thread(server.start)
-
-
-class Appenders:
-    """Tasks that append, each to an execution of its own, one entry after the other, until they are stopped."""
-
-    def __init__(self, database: Database, pks: list[int]) -> None:
-        self.database = database
-        self.acknowledged = dict.fromkeys(pks, 0)
-        self.progress = asyncio.Event()
-        self._stopped = False
-        self._tasks = [spawn(self._append(pk), "an appender") for pk in pks]
-
-    async def _append(self, pk: int) -> None:
-        while not self._stopped:
-            [result] = await put(self.database, entry(self.database, pk, self.acknowledged[pk]))
-            assert result.fence == 1
-            self.acknowledged[pk] += 1
-            self.progress.set()
-
-    async def more(self, count: int = 1) -> None:
-        """Wait until every appender is that much further."""
-        goals = {pk: done + count for pk, done in self.acknowledged.items()}
-        while any(self.acknowledged[pk] < goal for pk, goal in goals.items()):
-            self.progress.clear()
-            async with asyncio.timeout(20):
-                await self.progress.wait()
-
-    async def stop(self) -> None:
-        """End them, and see that what they were told is true."""
-        self._stopped = True
-        await asyncio.gather(*self._tasks)
-        for pk, count in self.acknowledged.items():
-            assert [row.idx for row in await entries(self.database, pk)] == list(range(count))
 
 
 # Outages
@@ -170,6 +139,25 @@ async def test_a_connection_that_hangs_is_replaced(
     assert all(result.fence == 1 for result in await settled_all(*appends))
     for pk in pks:
         assert [row.idx for row in await entries(fragile, pk)] == [0, 1]
+
+
+@pytest.mark.parametrize("stalls", [6, pytest.param(400, marks=pytest.mark.torture)])
+async def test_stalls_at_random_moments_lose_and_double_nothing(
+    stalls: int, fragile: PostgresDatabase, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is given up while the server is silent may be committed by it when it wakes up."""
+    monkeypatch.setattr(postgres_pool, "STALL_S", 0.2)
+    appenders, rng = Appenders(fragile, await executions(fragile, 12)), random.Random(7)  # noqa: S311 - no secret
+    for _ in range(stalls):
+        await fragile.clock.sleep(rng.random() / 10)
+        server.pause()
+        try:
+            await fragile.clock.sleep(rng.choice([0.05, 0.4]))
+        finally:
+            server.resume()
+        await appenders.more()
+    await appenders.stop()
+    assert fragile.writer.failures > 0
 
 
 @pytest.mark.parametrize("way", ["connecting", "making calls"])
